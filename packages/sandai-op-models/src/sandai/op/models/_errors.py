@@ -1,0 +1,221 @@
+"""
+Every error that the distributions raise on purpose.
+
+All derive from :class:`OperatorError`, carry their fields as attributes and
+survive ``pickle`` and ``copy`` (the fields are the exception's ``args``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define, field
+
+from ._redact import redact
+
+
+def _mapping_or_empty(value: Any) -> dict[str, Any]:
+    return {} if value is None else value
+
+
+class OperatorError(Exception):
+    """Base class of every error of these distributions."""
+
+
+@define(slots=False)
+class TaskTimeoutError(OperatorError, TimeoutError):
+    """
+    This client's wait for a result ran out; the task itself may still run.
+
+    ``timeout`` is in seconds. When the result backend could not be reached
+    meanwhile, the last failure is the error's ``__cause__``.
+    """
+
+    task_id: str
+    timeout: float | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"no result of task {self.task_id} within {_seconds(self.timeout)}; "
+            "it may still be queued or running (attach(task_id) waits for it again)"
+        )
+
+
+@define(slots=False)
+class TaskExecutionError(OperatorError):
+    """
+    The operator reported an error, or the Celery task itself failed.
+
+    ``error_type`` is the operator's word for the error. Where the Celery task
+    failed (it raised instead of answering), ``error_details`` has the
+    ``exception_type`` and, when the worker stored one, the ``traceback``.
+    """
+
+    task_id: str
+    error_message: str
+    error_details: dict[str, Any] = field(default=None, converter=_mapping_or_empty)
+    error_type: str = "UnknownError"
+
+    def __str__(self) -> str:
+        kind = "" if self.error_type == "UnknownError" else f"{self.error_type}: "
+        return f"task {self.task_id} failed: {kind}{self.error_message}"
+
+
+@define(slots=False)
+class TaskDeadlineExceededError(OperatorError):
+    """
+    The operator skipped the task because its deadline had passed.
+
+    ``deadline`` and ``current_time`` are Unix seconds of the operator's clock.
+    """
+
+    task_id: str
+    deadline: float = 0.0
+    current_time: float = 0.0
+
+    def __str__(self) -> str:
+        late = self.current_time - self.deadline
+        return f"task {self.task_id} was skipped: its deadline passed {late:.3f} s before it began"
+
+
+@define(slots=False)
+class TaskCancelledError(OperatorError):
+    """The operator skipped the task for its cancel key, or the task was revoked."""
+
+    task_id: str
+    cancel_key: str = ""
+
+    def __str__(self) -> str:
+        how = f"by cancel_key {self.cancel_key!r}" if self.cancel_key else "(revoked)"
+        return f"task {self.task_id} was cancelled {how}"
+
+
+@define(slots=False)
+class InvalidTaskStatusError(OperatorError):
+    """The reply's ``status`` is neither ``success`` nor ``error``."""
+
+    task_id: str
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task_id} answered with the unknown status {self.status!r}; "
+            "an operator answers 'success' or 'error'"
+        )
+
+
+@define(slots=False)
+class InvalidResultFormatError(OperatorError):
+    """
+    The reply is not a mapping, or the stored result cannot be decoded.
+
+    ``result`` is what came: the value, or the undecodable bytes. ``reason``
+    says what is wrong with it.
+    """
+
+    task_id: str
+    result: Any = field(repr=False)
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        what = self.reason or f"a mapping was expected, not {type(self.result).__name__}"
+        return f"task {self.task_id} answered in an invalid format: {what}"
+
+
+@define(slots=False)
+class InvalidPriorityError(OperatorError, ValueError):
+    """The priority is none of the four that name a queue."""
+
+    priority: Any
+    valid_priorities: Sequence[str] = ("high", "normal", "low", "very_low")
+
+    def __str__(self) -> str:
+        return f"invalid priority {self.priority!r}: use one of {', '.join(self.valid_priorities)}"
+
+
+@define(slots=False)
+class ClientPoolTimeoutError(OperatorError, TimeoutError):
+    """
+    No slot in the connection budget became free in time.
+
+    ``timeout`` is ``pool_acquire_timeout`` in seconds, ``limit`` the budget;
+    ``in_use`` and ``waiting`` are what the budget looked like at that moment.
+    """
+
+    pool_name: str
+    timeout: float
+    limit: int
+    in_use: int | None = None
+    waiting: int | None = None
+
+    def __str__(self) -> str:
+        use = "" if self.in_use is None else f", {self.in_use} in use, {self.waiting} waiting"
+        return (
+            f"no free slot in the {self.pool_name} pool within {_seconds(self.timeout)} "
+            f"(limit {self.limit}{use}); raise the pool's limit or pool_acquire_timeout"
+        )
+
+
+@define(slots=False)
+class OperatorConnectionError(OperatorError, ConnectionError):
+    """
+    The broker or the result backend is unreachable, refusing or full.
+
+    Where a submission's fate is unknown (the connection broke after bytes went
+    out), ``task_id`` is its id: ``attach(task_id)`` waits for it. Otherwise
+    ``task_id`` is ``None`` and nothing was queued.
+    """
+
+    operator_name: str
+    operator_version: str
+    reason: str | None = field(default=None, converter=redact)
+    task_id: str | None = None
+
+    def __str__(self) -> str:
+        reason = self.reason or "no connection"
+        what = f"operator {self.operator_name} {self.operator_version}: {reason}"
+        if self.task_id is None:
+            return what
+        fate = f"whether task {self.task_id} was queued is unknown (attach to it to find out)"
+        return f"{what}; {fate}"
+
+
+@define(slots=False)
+class ConfigurationError(OperatorError, ValueError):
+    """A setting, URL or environment variable that cannot be used (secrets masked)."""
+
+    setting: str
+    value: Any = field(converter=redact)
+    reason: str = field(converter=redact)
+
+    def __str__(self) -> str:
+        return f"{self.setting}={self.value!r}: {self.reason}"
+
+
+@define(slots=False)
+class InvalidTaskError(OperatorError, ValueError):
+    """
+    Artifacts, options or a task's fields of the wrong shape.
+
+    ``path`` names the place, like ``input_artifacts[2].uri``.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@define(slots=False)
+class ClientClosedError(OperatorError):
+    """The client was closed before the call, or while the call waited."""
+
+    operator_name: str
+    operator_version: str
+
+    def __str__(self) -> str:
+        return f"the client of operator {self.operator_name} {self.operator_version} is closed"
+
+
+def _seconds(value: float | None) -> str:
+    return "the time allowed" if value is None else f"{value:g} s"

@@ -1,0 +1,82 @@
+"""The batch reducer: outcomes in any order in, one result per task in order out."""
+
+from collections.abc import Callable, Iterator
+
+from attrs import define, field
+
+from ._errors import OperatorError, TaskTimeoutError
+from ._results import BatchTaskResult, TaskResult
+from .protocol import decode_reply
+
+Outcome = TaskResult | Exception
+
+
+@define
+class BatchReducer:
+    """
+    Gather a batch's outcomes; whoever does the I/O feeds it.
+
+    Give every submission to :meth:`expect`, every outcome to :meth:`accept`,
+    and read :meth:`results`. A task id that stands in several places (the same
+    submission handed in twice) fills them all.
+    """
+
+    _places: list[BatchTaskResult | None] = field(factory=list, init=False)
+    #: Per id: the place's position in the batch, and the caller's index.
+    _waiting: dict[str, list[tuple[int, int]]] = field(factory=dict, init=False)
+
+    def expect(self, index: int, task_id: str | None, error: Exception | None) -> None:
+        """
+        Add the next place of the batch.
+
+        *index* is the caller's own number for it. With an *error*, or without
+        an id, it was not (certainly) submitted and is not waited for.
+        """
+        if error is not None or task_id is None:
+            fault = error or OperatorError("the task was not submitted")
+            self._places.append(BatchTaskResult(index, task_id, False, error=fault))
+            return
+        self._waiting.setdefault(task_id, []).append((len(self._places), index))
+        self._places.append(None)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids still waited for."""
+        return iter(self._waiting)
+
+    def __len__(self) -> int:
+        """Return how many ids are still waited for."""
+        return len(self._waiting)
+
+    def accept(self, task_id: str, outcome: Outcome) -> None:
+        """Fill the places of *task_id*; an id not waited for is ignored."""
+        for position, index in self._waiting.pop(task_id, ()):
+            if isinstance(outcome, TaskResult):
+                filled = BatchTaskResult(index, task_id, True, outcome.artifacts, outcome.results)
+            else:
+                filled = BatchTaskResult(index, task_id, True, error=outcome)
+            self._places[position] = filled
+
+    def expire(self, timeout: float | None, cause: BaseException | None = None) -> None:
+        """Fill what is still open with :class:`TaskTimeoutError`."""
+        for task_id in list(self._waiting):
+            error = TaskTimeoutError(task_id, timeout)
+            error.__cause__ = cause
+            self.accept(task_id, error)
+
+    def accept_reply(self, task_id: str, reply: Callable[[], object]) -> None:
+        """Fill the places of *task_id* with what *reply* returns or raises, decoded."""
+        try:
+            outcome: Outcome = decode_reply(task_id, reply())
+        except OperatorError as error:
+            outcome = error
+        self.accept(task_id, outcome)
+
+    def results(self) -> list[BatchTaskResult]:
+        """
+        Return a result per place, in the order of :meth:`expect`.
+
+        Raises :class:`OperatorError` while ids are still waited for.
+        """
+        if self._waiting:
+            raise OperatorError(f"{len(self)} tasks are still waited for")
+        return [place for place in self._places if place is not None]
