@@ -1,0 +1,71 @@
+"""The road between a client and an operator: keyed, shared, bounded, fair."""
+
+from ._app import OperatorApp, client_app
+from ._backend import Backend, BackendStatistics, Reader
+from ._broker import Broker, BrokerStatistics
+from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
+from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
+from ._errors import TransportError
+from ._limiter import Limiter, LimiterStatistics
+from ._message import MessageFactory, TaskMessage
+from ._outage import Outage
+from ._pool import IDLE_SECONDS, ConnectionPool
+from ._push import Health, PushRefused, PushSession
+from ._redis import Command, RedisConnection, RedisConnector
+from ._redis_backend import RedisBackend
+from ._redis_broker import RedisBroker
+from ._registry import Transport, TransportStatistics, statistics
+from ._settings import ClientArguments, ConfiguredClient
+from ._submission import TaskBuilder, TaskControls
+from ._sweeping import SHORTEST, YOUNG, SweepSchedule
+from ._waiters import Changes, Waiter, WaiterTable
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "DEFAULT_URL",
+    "IDLE_SECONDS",
+    "PENDING",
+    "READY_STATES",
+    "SHORTEST",
+    "YOUNG",
+    "Backend",
+    "BackendKey",
+    "BackendStatistics",
+    "Broker",
+    "BrokerKey",
+    "BrokerStatistics",
+    "Changes",
+    "ClientArguments",
+    "Command",
+    "Config",
+    "ConfiguredClient",
+    "ConnectionPool",
+    "DocumentDecoder",
+    "Health",
+    "Limiter",
+    "LimiterStatistics",
+    "MessageFactory",
+    "OperatorApp",
+    "Outage",
+    "PushRefused",
+    "PushSession",
+    "Reader",
+    "RedisBackend",
+    "RedisBroker",
+    "RedisConnection",
+    "RedisConnector",
+    "ResultDocument",
+    "SweepSchedule",
+    "TaskBuilder",
+    "TaskControls",
+    "TaskMessage",
+    "Transport",
+    "TransportError",
+    "TransportStatistics",
+    "Waiter",
+    "WaiterTable",
+    "client_app",
+    "pending",
+    "resolve",
+    "statistics",
+]

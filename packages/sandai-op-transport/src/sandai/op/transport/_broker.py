@@ -1,0 +1,64 @@
+"""What every broker offers, and the choice of one for a URL."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from attrs import frozen
+
+from sandai.op.models import OperatorError
+
+from ._config import BrokerKey
+from ._limiter import Limiter, LimiterStatistics
+from ._message import MessageFactory, TaskMessage
+from ._url import is_redis
+
+#: What became of one message: ``None`` when it is in its queue.
+Outcome = OperatorError | None
+
+
+@frozen
+class BrokerStatistics:
+    """A broker at one moment; ``sent`` counts messages since it was opened."""
+
+    connections: LimiterStatistics
+    sent: int
+
+
+class Broker(Protocol):
+    """A shared, bounded way into the queues; for threads."""
+
+    limiter: Limiter
+    messages: MessageFactory
+
+    def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
+        """
+        Queue messages, in order; return each one's outcome.
+
+        An outcome is ``None``, a :class:`ClientPoolTimeoutError`, an
+        :class:`InvalidTaskError` or a :class:`TransportError`.
+        """
+
+    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+        """
+        Check that *message* could be queued, and leave nothing behind.
+
+        Raises what :meth:`send` returns.
+        """
+
+    def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
+        """Hold a permit for a connection that Celery's own code opens."""
+
+    def statistics(self) -> BrokerStatistics:
+        """Return a snapshot."""
+
+    def close(self) -> None:
+        """Close what is open; called once, at the last release."""
+
+
+def open_broker(key: BrokerKey) -> Broker:
+    """Return a broker for a sharing key; nothing is connected yet."""
+    from ._kombu_broker import KombuBroker
+    from ._redis_broker import RedisBroker
+
+    return (RedisBroker if is_redis(key.broker_url) else KombuBroker)(key)

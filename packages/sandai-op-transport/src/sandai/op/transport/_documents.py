@@ -1,0 +1,136 @@
+"""Result documents: the bytes that Celery stores for a task, and what they mean."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+from kombu.compression import decompress
+from kombu.serialization import loads, registry
+
+from sandai.op.models import InvalidResultFormatError, OperatorError, TaskCancelledError, protocol
+
+#: States that end a wait; STARTED, RETRY and an operator's own do not.
+READY_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+PENDING = "PENDING"
+
+#: What Celery 5.7 puts before a compressed document, then its type and a zero byte.
+_COMPRESSED = b"\x00celery-compressed\x00"
+
+
+@define(eq=False)
+class ResultDocument:
+    """
+    One task's stored document.
+
+    ``meta`` is Celery's (``status``, ``result``, ``traceback``, ``children``,
+    …). A document that cannot be decoded has ``fault`` set and is ready: it
+    ends the wait of its own task alone.
+    """
+
+    task_id: str
+    state: str
+    meta: dict[str, Any] = field(factory=dict, repr=False)
+    fault: InvalidResultFormatError | None = None
+    #: Stored bytes, where they were seen.
+    size: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the document ends a wait."""
+        return self.state in READY_STATES
+
+    @property
+    def failure(self) -> OperatorError | None:
+        """Why there is no reply: undecodable, failed or revoked; else ``None``."""
+        if self.fault is not None:
+            return self.fault
+        if self.state == "REVOKED":
+            return TaskCancelledError(self.task_id)
+        if self.state == "FAILURE":
+            return protocol.failure_error(
+                self.task_id, self.meta.get("result"), self.meta.get("traceback")
+            )
+        return None
+
+    def reply(self) -> Any:
+        """Return the operator's reply, or raise :attr:`failure`."""
+        failure = self.failure
+        if failure is not None:
+            raise failure
+        return self.meta.get("result")
+
+
+def pending(task_id: str) -> ResultDocument:
+    """Return the document of a task of which nothing is stored."""
+    return ResultDocument(task_id, PENDING, {"status": PENDING, "result": None})
+
+
+def from_meta(task_id: str, meta: object, source: object) -> ResultDocument:
+    """Return the document for decoded *meta*; *source* is what it was decoded from."""
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str):
+        return undecodable(task_id, source, "the stored document is not one of Celery's")
+    plain = meta if type(meta) is dict else dict(meta)
+    return ResultDocument(task_id, plain["status"], plain)
+
+
+def undecodable(task_id: str, payload: object, reason: str) -> ResultDocument:
+    """Return the document for what cannot be read; the error keeps the bytes."""
+    fault = InvalidResultFormatError(task_id, payload, reason)
+    return ResultDocument(task_id, "FAILURE", {"status": "FAILURE", "result": None}, fault)
+
+
+class DocumentDecoder:
+    """
+    Decode documents with the result serializer, else another accepted one.
+
+    Never raises, whatever the bytes: a document that no accepted serializer
+    reads becomes an :func:`undecodable` one. No class is ever imported.
+    """
+
+    def __init__(self, serializer: str, accepted: Sequence[str]) -> None:
+        others = sorted(set(accepted) - {serializer})
+        self._serializers = [serializer, *others]
+        self._types = {name: registry.name_to_type[name] for name in self._serializers}
+
+    def decode(self, task_id: str, payload: bytes) -> ResultDocument:
+        """Return the document in *payload*."""
+        document = self._decode(task_id, payload)
+        document.size = len(payload)
+        return document
+
+    def _decode(self, task_id: str, payload: bytes) -> ResultDocument:
+        try:
+            data = _decompressed(payload)
+        except Exception as error:
+            return undecodable(task_id, payload, f"it cannot be decompressed: {error}")
+        first_error: Exception | None = None
+        for name in self._serializers:
+            try:
+                document = from_meta(task_id, self._loads(name, data), payload)
+            except Exception as error:
+                first_error = first_error or error
+                continue
+            if document.fault is None:
+                return document
+        tried = " or ".join(self._serializers)
+        reason = f"it is no {tried} document"
+        if first_error is not None:
+            reason += f" ({type(first_error).__name__}: {str(first_error)[:200]})"
+        return undecodable(task_id, payload, reason)
+
+    def _loads(self, name: str, data: bytes) -> Any:
+        if name == "json" and b"__type__" not in data:
+            # Without kombu's markers its decoder does just this, but slower.
+            return json.loads(data)
+        content_type = self._types[name]
+        encoding = "binary" if name in ("msgpack", "pickle") else "utf-8"
+        return loads(data, content_type, encoding, accept={content_type})
+
+
+def _decompressed(payload: bytes) -> bytes:
+    if not payload.startswith(_COMPRESSED):
+        return payload
+    content_type, _, body = payload[len(_COMPRESSED) :].partition(b"\x00")
+    data: bytes = decompress(body, content_type.decode())
+    return data

@@ -1,0 +1,184 @@
+"""Every broker that is not Redis, through kombu; for threads."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from attrs import define, field
+from celery import Celery
+from kombu.connection import Connection
+from kombu.messaging import Producer
+
+from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
+
+from ._app import broker_app
+from ._broker import BrokerStatistics, Outcome
+from ._config import BrokerKey
+from ._errors import TransportError
+from ._freeze import thaw
+from ._kombu_connection import bounded_options, connect, failure, is_amqp
+from ._limiter import Limiter
+from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
+from ._pool import ConnectionPool
+
+
+@define(eq=False)
+class _Line:
+    """One connection, its producer, and the queues seen to exist over it."""
+
+    connection: Connection
+    producer: Producer = field(default=None, init=False)
+    known_queues: set[str] = field(factory=set, init=False)
+    #: Messages that no queue took, as AMQP gives them back.
+    returned: list[Any] = field(factory=list, init=False)
+
+
+class _LineOpener:
+    """Opens, checks and closes the pool's connections."""
+
+    def __init__(self, key: BrokerKey) -> None:
+        self._key = key
+        self._is_amqp = is_amqp(key.broker_url)
+
+    def open(self, timeout: float | None) -> _Line:
+        """Connect within the I/O timeout, or *timeout* seconds if that is shorter."""
+        limit = self._key.io_timeout if timeout is None else min(timeout, self._key.io_timeout)
+        url = self._key.broker_url
+        options = bounded_options(url, thaw(self._key.transport_options), limit)
+        line = _Line(Connection(url, connect_timeout=limit, transport_options=options))
+        try:
+            connect(line.connection, limit)
+            channel: Any = line.connection.default_channel
+            line.producer = Producer(channel, auto_declare=False)
+            if self._is_amqp:
+                channel.events["basic_return"].add(lambda *args: line.returned.append(args))
+        except Exception as error:
+            line.connection.release()
+            raise self.failure(error, maybe_done=False) from error
+        except BaseException:
+            line.connection.release()
+            raise
+        return line
+
+    def usable(self, line: _Line) -> bool:
+        """Return whether kombu holds the connection for open."""
+        return bool(line.connection.connected)
+
+    def close(self, line: _Line) -> None:
+        """Close a connection and its channels."""
+        line.connection.release()
+
+    def failure(self, error: Exception, *, maybe_done: bool) -> TransportError:
+        """Return the error that tells of *error* at this broker."""
+        return failure(self._key.broker_url, error, maybe_done=maybe_done)
+
+
+class KombuBroker:
+    """
+    Publish over pooled kombu connections, one holder per connection at a time.
+
+    On AMQP with publisher confirms and ``mandatory``: a message that no queue
+    takes is an error. A queue that does not exist yet is declared as Celery
+    would declare it; an existing one is left alone.
+    """
+
+    def __init__(self, key: BrokerKey) -> None:
+        self.limiter = Limiter("broker", key.broker_pool_limit)
+        self._key = key
+        self._app: Celery = broker_app(key)
+        self.messages = MessageFactory(self._app, key.task_serializer)
+        self._opener = _LineOpener(key)
+        self._pool: ConnectionPool[_Line] = ConnectionPool(self.limiter, self._opener)
+        self._sent = 0
+
+    def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
+        """Publish messages one by one; see :meth:`Broker.send`."""
+        outcomes: list[Outcome] = []
+        failure: OperatorError
+        if not messages:
+            return outcomes
+        try:
+            with self._pool.lease(acquire_timeout) as line:
+                for message in messages:
+                    try:
+                        self._publish(line, message)
+                    except InvalidTaskError as error:
+                        outcomes.append(error)
+                        continue
+                    outcomes.append(None)
+                    self._sent += 1
+                    self.messages.after_publish(message)
+                return outcomes
+        except (ClientPoolTimeoutError, TransportError) as error:
+            failure = error
+        outcomes.append(failure)
+        rest = TransportError(failure.reason) if isinstance(failure, TransportError) else failure
+        return outcomes + [rest] * (len(messages) - len(outcomes))
+
+    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+        """Connect and ask for the queue; publishes nothing."""
+        shorter = timeout if timeout < self._key.io_timeout else None
+        with self._pool.lease(timeout, io_timeout=shorter) as line:
+            try:
+                self._exists(line, message.queue)
+            except Exception as error:
+                raise self._opener.failure(error, maybe_done=False) from error
+
+    def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
+        """Hold a permit for a connection of Celery's own."""
+        return self._pool.permit(acquire_timeout)
+
+    def statistics(self) -> BrokerStatistics:
+        """Return a snapshot."""
+        return BrokerStatistics(self.limiter.statistics(), self._sent)
+
+    def close(self) -> None:
+        """Close idle connections now, busy ones when their call ends."""
+        self._pool.close()
+
+    def _publish(self, line: _Line, message: TaskMessage) -> None:
+        headers, properties = self.messages.headers(message), self.messages.properties(message)
+        if someone_listens_before_publish():
+            message = self.messages.before_publish(message, headers, properties)
+        try:
+            if not self._exists(line, message.queue):
+                self._app.amqp.queues[message.queue](line.connection.default_channel).declare()
+            line.known_queues.add(message.queue)
+        except Exception as error:
+            raise self._opener.failure(error, maybe_done=False) from error
+        line.returned.clear()
+        try:
+            line.producer.publish(
+                message.body,
+                exchange="",
+                routing_key=message.queue,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                headers=headers,
+                retry=False,
+                mandatory=True,
+                confirm_timeout=self._key.io_timeout,
+                **properties,
+            )
+        except Exception as error:
+            raise self._opener.failure(error, maybe_done=True) from error
+        if line.returned:
+            raise TransportError("the broker returned the task: no queue took it")
+
+    def _exists(self, line: _Line, queue: str) -> bool:
+        if queue in line.known_queues:
+            return True
+        channel = line.connection.channel()
+        try:
+            channel.queue_declare(queue=queue, passive=True)
+        except line.connection.channel_errors as error:
+            if _code(error) not in (404, "404"):
+                raise
+            return False
+        finally:
+            channel.close()
+        return True
+
+
+def _code(error: BaseException) -> Any:
+    return getattr(error, "reply_code", None) or getattr(error, "code", None)

@@ -1,0 +1,41 @@
+"""A server that cannot be reached for a while: when to try again, what to log."""
+
+import logging
+
+from sandai.op.models import OperatorError
+
+_SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.05, 1.0
+
+
+class Outage:
+    """
+    Keep account of failures of one thing; log their beginning and their end.
+
+    Times are of ``time.monotonic()``.
+    """
+
+    def __init__(self, what: str, logger: logging.Logger) -> None:
+        self._what = what
+        self._logger = logger
+        self._backoff = 0.0
+        self._retry_at = 0.0
+        #: The latest failure; ``None`` while all is well.
+        self.error: OperatorError | None = None
+
+    def failed(self, error: OperatorError, now: float) -> None:
+        """Note a failure; the next try is due after a backoff that grows to a second."""
+        if self.error is None:
+            self._logger.warning("%s: %s; trying on", self._what, error)
+        self.error = error
+        self._backoff = min(_LONGEST_BACKOFF, max(_SHORTEST_BACKOFF, self._backoff * 2))
+        self._retry_at = now + self._backoff
+
+    def worked(self) -> None:
+        """Note a success."""
+        if self.error is not None:
+            self._logger.warning("%s: well again", self._what)
+        self.error, self._backoff, self._retry_at = None, 0.0, 0.0
+
+    def try_now(self, now: float) -> bool:
+        """Return whether it is time to try."""
+        return now >= self._retry_at

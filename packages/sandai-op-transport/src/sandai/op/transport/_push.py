@@ -1,0 +1,141 @@
+"""
+Push over one RESP3 connection: what to send for a change, what a response means.
+
+In RESP3 a subscribed connection takes commands too, so that SUBSCRIBE and the
+first look at the same tasks go out together, in that order: a result that was
+stored before the subscription is in the look, one stored later is pushed.
+"""
+
+import logging
+from collections import deque
+from enum import Enum
+from typing import Any
+
+from attrs import define, field, frozen
+from redis.exceptions import ResponseError
+
+from ._documents import ResultDocument
+from ._redis import Command, RedisConnection
+from ._redis_backend import RedisBackend
+from ._waiters import Changes
+
+logger = logging.getLogger("sandai.op.transport")
+
+#: How servers say that push is not allowed (ACL) or not known (RESP3, a proxy).
+_FOR_GOOD = ("NOPERM", "No permissions", "no permissions", "unknown command", "NOPROTO")
+
+
+@frozen
+class Pushed:
+    """An out-of-band message of the server, told apart from a command's reply."""
+
+    parts: list[Any]
+
+
+class PushRefused(Exception):
+    """The server answered with an error; ``for_good`` when it never will otherwise."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.for_good = any(word in reason for word in _FOR_GOOD)
+
+
+class Health(Enum):
+    """What to do about a push connection: nothing, ask for a sign of life, reconnect."""
+
+    FINE = "fine"
+    ASK = "ask"
+    LOST = "lost"
+
+
+@define
+class PushSession:
+    """
+    The state of one push connection; whoever does the I/O feeds it.
+
+    Times are of ``time.monotonic()``.
+    """
+
+    _backend: RedisBackend
+    _last_heard: float
+    _last_sent: float = field(default=0.0, init=False)
+    #: What the coming replies answer, in order: looked-at tasks, or ``None``.
+    _expected: deque[list[str] | None] = field(factory=deque, init=False)
+    _deletion_refused: bool = field(default=False, init=False)
+
+    def prepare(self, connection: RedisConnection) -> None:
+        """Have redis-py hand out pushed messages as :class:`Pushed`."""
+        # As redis-py's own PubSub does; there is no public way.
+        connection._parser.set_pubsub_push_handler(Pushed)  # type: ignore[attr-defined]  # private
+
+    def commands(self, changes: Changes, *, look: bool = True) -> list[Command]:
+        """Return the commands for *changes*; with *look*, look at what is joined."""
+        key = self._backend.key
+        commands: list[Command] = []
+        if changes.leave:
+            commands.append(("UNSUBSCRIBE", *map(key, changes.leave)))
+        if changes.delete:
+            commands.append(("DEL", *map(key, changes.delete)))
+            self._expected.append(None)
+        if changes.join:
+            keys = [key(task_id) for task_id in changes.join]
+            commands.append(("SUBSCRIBE", *keys))
+            if look:
+                commands.append(("MGET", *keys))
+                self._expected.append(changes.join)
+        return commands
+
+    def ping(self) -> Command:
+        """Return a command whose reply shows that the connection lives."""
+        self._expected.append(None)
+        return ("PING",)
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether replies are outstanding."""
+        return bool(self._expected)
+
+    def sent(self, now: float) -> None:
+        """Note that commands went out."""
+        # The first since the last sign of life counts: who keeps writing into a
+        # dead connection must not keep it alive.
+        if self._last_sent <= self._last_heard:
+            self._last_sent = now
+
+    def health(self, now: float) -> Health:
+        """Tell a half-open connection, which is silent for good, from an idle one."""
+        limit = self._backend.connector.io_timeout
+        if self._expected:
+            overdue = now - max(self._last_heard, self._last_sent) > limit
+            return Health.LOST if overdue else Health.FINE
+        return Health.ASK if now - self._last_heard > limit else Health.FINE
+
+    def receive(self, response: Any, now: float) -> tuple[list[ResultDocument], bool]:
+        """
+        Return the documents in a response, and whether they were pushed.
+
+        Raises :class:`PushRefused` for an error reply.
+        """
+        self._last_heard = now
+        if isinstance(response, Pushed):
+            return self._pushed(response.parts), True
+        if isinstance(response, ResponseError):
+            return self._refused(response), False
+        looked_at = self._expected.popleft() if self._expected else None
+        return ([] if looked_at is None else self._backend.documents(looked_at, response)), False
+
+    def _refused(self, error: ResponseError) -> list[ResultDocument]:
+        if "'del'" not in str(error):
+            raise PushRefused(str(error))
+        # Who may not delete may be pushed results all the same; they expire.
+        self._expected.popleft()
+        if not self._deletion_refused:
+            self._deletion_refused = True
+            logger.warning("read results are not deleted, they expire: %s", error)
+        return []
+
+    def _pushed(self, parts: list[Any]) -> list[ResultDocument]:
+        kind = parts[0]
+        if kind not in (b"message", "message"):
+            return []
+        return [self._backend.decoder.decode(self._backend.task_id(parts[1]), parts[2])]

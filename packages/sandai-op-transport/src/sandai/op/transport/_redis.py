@@ -1,0 +1,204 @@
+"""
+Plain Redis connections for threads: open, ask, close.
+
+On redis-py's ``Connection``, one socket each, without its pools and without its
+transparent retry, which sends a command again whose reply was merely slow.
+"""
+
+import socket
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any, Protocol
+
+import redis
+from attrs import frozen
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from ._errors import TransportError
+from ._url import RedisAddress
+
+Command = tuple[str | bytes | int | float, ...]
+
+#: Seconds of silence, between probes, and probes, before the kernel gives up.
+_KEEPALIVE = {
+    option: value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if (option := getattr(socket, name, None)) is not None
+}
+
+
+#: No CLIENT SETINFO, which is two more round trips to connect (redis-py 7.2
+#: renamed the arguments).
+_SILENT: dict[str, None] = (
+    {"driver_info": None}
+    if "driver_info" in signature(redis.connection.AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
+
+
+class RedisConnection(Protocol):
+    """What we use of redis-py's connection."""
+
+    def pack_commands(self, commands: Sequence[Command]) -> list[bytes]: ...
+    def send_packed_command(self, command: Any, check_health: bool = ...) -> None: ...
+    def read_response(self, *, push_request: bool = ...) -> Any: ...
+    def can_read(self, timeout: float = ...) -> bool: ...
+    def disconnect(self) -> None: ...
+
+
+@frozen
+class RedisConnector:
+    """Opens connections to one address; *io_timeout* seconds for each step."""
+
+    address: RedisAddress
+    io_timeout: float
+    client_name: str
+
+    def open(self, *, protocol: int = 2, timeout: float | None = None) -> RedisConnection:
+        """
+        Connect, authenticate and select the database.
+
+        *timeout* (seconds) shortens the I/O timeout. Raises
+        :class:`TransportError`, which says what the server said.
+        """
+        limit = self.io_timeout if timeout is None else min(self.io_timeout, timeout)
+        host, port = (self.address.host, self.address.port)
+        try:
+            if self.address.sentinels:
+                host, port = self._master(limit)
+            connection = self._build(host, port, protocol, limit)
+            try:
+                connection.connect()
+                if self.address.sentinels:
+                    self._check_master(connection)
+            except BaseException:
+                connection.disconnect()
+                raise
+        except (RedisError, OSError) as error:
+            raise self.failure(error, maybe_done=False) from error
+        opened: RedisConnection = connection
+        return opened
+
+    def failure(self, error: BaseException, *, maybe_done: bool) -> TransportError:
+        """Return the error that tells of *error* at this address."""
+        said = str(error) or type(error).__name__
+        if isinstance(error, ResponseError | AuthenticationError):
+            said = f"{type(error).__name__}: {said}"  # redis-py strips the code (OOM, NOAUTH)
+            return TransportError(f"Redis at {self.address.label} refused: {said}", False)
+        return TransportError(f"Redis at {self.address.label} failed: {said}", maybe_done)
+
+    def connection_kwargs(self, protocol: int, timeout: float) -> dict[str, Any]:
+        """Return the arguments that redis-py's connections, of both colours, take."""
+        address = self.address
+        kwargs: dict[str, Any] = {
+            "db": address.db,
+            "username": address.username,
+            "password": address.password,
+            "client_name": self.client_name,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "protocol": protocol,
+            **_SILENT,
+            "health_check_interval": 0,
+        }
+        if address.path is None:
+            kwargs |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
+        for name, value in address.socket_options.items():
+            # The I/O timeout holds whatever the options say; they can shorten it.
+            kwargs[name] = min(value, timeout) if name.endswith("timeout") else value
+        if address.path is not None:
+            kwargs.pop("socket_connect_timeout", None)
+            kwargs.pop("socket_keepalive", None)
+        return kwargs | dict(address.tls or {})
+
+    def _build(self, host: str, port: int, protocol: int, timeout: float) -> Any:
+        kwargs = self.connection_kwargs(protocol, timeout)
+        kwargs["retry"] = Retry(NoBackoff(), 0)
+        if self.address.path is not None:
+            unix: Any = redis.UnixDomainSocketConnection  # its types miss a property
+            return unix(path=self.address.path, **kwargs)
+        build = redis.SSLConnection if self.address.tls is not None else redis.Connection
+        return build(host=host, port=port, **kwargs)
+
+    def _master(self, timeout: float) -> tuple[str, int]:
+        said = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            **self.address.sentinel_kwargs,
+        }
+        sentinel = Sentinel(list(self.address.sentinels), sentinel_kwargs=said)
+        try:
+            host, port = sentinel.discover_master(self.address.master_name)
+            return str(host), int(port)
+        finally:
+            for client in sentinel.sentinels:
+                client.close()
+
+    def _check_master(self, connection: Any) -> None:
+        connection.send_command("ROLE")
+        role = connection.read_response()[0]
+        if role not in (b"master", "master"):
+            raise redis.ConnectionError(
+                "the Sentinels named a server that is no master (failing over?)"
+            )
+
+
+class RedisOpener:
+    """How a pool opens, checks and closes Redis connections."""
+
+    def __init__(self, connector: RedisConnector) -> None:
+        self.connector = connector
+
+    def open(self, timeout: float | None) -> RedisConnection:
+        """Open a connection within *timeout* seconds (``None``: the I/O timeout)."""
+        return self.connector.open(timeout=timeout)
+
+    def usable(self, connection: RedisConnection) -> bool:
+        """Return whether an idle connection is still open and in step."""
+        try:
+            return not connection.can_read(timeout=0)
+        except (RedisError, OSError):
+            return False
+
+    def close(self, connection: RedisConnection) -> None:
+        """Close, whatever state it is in."""
+        connection.disconnect()
+
+
+def read_reply(connection: RedisConnection) -> Any:
+    """Return the next reply; an error reply as a ``ResponseError``, not raised."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def execute(
+    connector: RedisConnector,
+    connection: RedisConnection,
+    commands: Sequence[Command],
+    *,
+    replies: list[Any] | None = None,
+) -> list[Any]:
+    """
+    Send commands in one write and return their replies, in order.
+
+    An error reply stands in the list as a ``ResponseError``. When the
+    connection breaks, raises
+    :class:`TransportError` with ``maybe_done``; *replies* then holds the
+    replies that came before.
+    """
+    replies = [] if replies is None else replies
+    try:
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        for _ in commands:
+            replies.append(read_reply(connection))
+    except (RedisError, OSError) as error:
+        connection.disconnect()
+        raise connector.failure(error, maybe_done=True) from error
+    return replies

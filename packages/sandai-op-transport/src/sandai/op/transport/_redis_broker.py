@@ -1,0 +1,104 @@
+"""The Redis broker for threads: LPUSH, many messages to a command."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from sandai.op.models import ClientPoolTimeoutError, OperatorError
+
+from ._app import broker_app
+from ._broker import BrokerStatistics, Outcome
+from ._config import BrokerKey
+from ._errors import TransportError
+from ._freeze import thaw
+from ._limiter import Limiter
+from ._message import MessageFactory, TaskMessage
+from ._pool import ConnectionPool
+from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
+from ._redis_envelope import EnvelopeRenderer
+from ._redis_push import PushPlan
+from ._url import RedisAddress
+
+
+class RedisBroker:
+    """
+    Push messages straight to the queues' lists, where Celery's workers pop them.
+
+    A write that broke off is never repeated: the server may have acted on it.
+    """
+
+    def __init__(self, key: BrokerKey) -> None:
+        address = RedisAddress.parse("broker_url", key.broker_url, thaw(key.transport_options))
+        self.limiter = Limiter("broker", key.broker_pool_limit)
+        self.connector = RedisConnector(address, key.io_timeout, f"sandai-op:broker:{os.getpid()}")
+        app = broker_app(key)
+        self.messages = MessageFactory(app, key.task_serializer)
+        self.renderer = EnvelopeRenderer(self.messages, app)
+        self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
+            self.limiter, RedisOpener(self.connector)
+        )
+        self._sent = 0
+
+    def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
+        """Push messages; see :meth:`Broker.send`."""
+        plan = PushPlan(self.connector)
+        for message in messages:
+            plan.add(message, self.renderer)
+        failure: OperatorError | None = None
+        try:
+            with self._pool.lease(acquire_timeout) as connection:
+                for write in plan.writes():
+                    replies: list[Any] = []
+                    try:
+                        execute(self.connector, connection, write.commands, replies=replies)
+                    except TransportError as error:
+                        plan.broke_off(write, replies, error)
+                        raise
+                    plan.answered(write, replies)
+        except (TransportError, ClientPoolTimeoutError) as error:
+            failure = error
+        outcomes = plan.finish(failure)
+        self.note_sent(messages, outcomes)
+        return outcomes
+
+    def note_sent(self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome]) -> None:
+        """Count what was queued and tell Celery's signal of it."""
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is None:
+                self._sent += 1
+                self.messages.after_publish(message)
+
+    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+        """Push a message and take it out again in one transaction."""
+        shorter = timeout if timeout < self.connector.io_timeout else None
+        with self._pool.lease(timeout, io_timeout=shorter) as connection:
+            commands = self.ping_commands(message)
+            self.check_ping(execute(self.connector, connection, commands))
+
+    def ping_commands(self, message: TaskMessage) -> list[Command]:
+        """Return the transaction that shows whether *message* could be queued."""
+        queue = self.connector.address.key_prefix + message.queue
+        envelope = self.renderer.render(message)
+        return [("MULTI",), ("LPUSH", queue, envelope), ("LREM", queue, 1, envelope), ("EXEC",)]
+
+    def check_ping(self, replies: Sequence[Any]) -> None:
+        """Raise :class:`TransportError` for the first error among a ping's replies."""
+        executed = replies[-1] if isinstance(replies[-1], list) else []
+        for reply in (*replies, *executed):
+            if isinstance(reply, ResponseError):
+                raise self.connector.failure(reply, maybe_done=False)
+
+    def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
+        """Hold a permit for a connection of Celery's own."""
+        return self._pool.permit(acquire_timeout)
+
+    def statistics(self) -> BrokerStatistics:
+        """Return a snapshot."""
+        return BrokerStatistics(self.limiter.statistics(), self._sent)
+
+    def close(self) -> None:
+        """Close idle connections now, busy ones when their call ends."""
+        self._pool.close()

@@ -1,0 +1,93 @@
+"""From a caller's arguments to a message, and from its outcome to an error."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from sandai.op.models import OperatorError, Priority, protocol, queue_name
+
+from ._config import Config
+from ._errors import TransportError
+from ._message import MessageFactory, TaskMessage
+
+
+@frozen
+class TaskControls:
+    """What a call says of its tasks besides artifacts and options."""
+
+    priority: str | None = None
+    timeout: float | None = None
+    cancel_key: str | None = None
+    persistent_output: bool = False
+
+
+class TaskBuilder:
+    """Build one client's messages; colour-neutral, no I/O."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def wait_limit(self, timeout: float | None) -> float | None:
+        """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
+        return protocol.wait_limit(timeout, self._config.timeout)
+
+    def check(self, controls: TaskControls) -> None:
+        """Raise for controls that no task can be sent with."""
+        self.wait_limit(controls.timeout)
+        Priority.parse(controls.priority or self._config.priority)
+
+    def task(
+        self,
+        messages: MessageFactory,
+        reply_to: str,
+        input_artifacts: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        controls: TaskControls,
+    ) -> TaskMessage:
+        """
+        Return the message of a task.
+
+        Raises :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        :class:`ConfigurationError` (the timeout).
+        """
+        limit = self.wait_limit(controls.timeout)
+        kwargs = protocol.build_kwargs(
+            input_artifacts,
+            options,
+            deadline=time.time() + limit if limit else None,
+            cancel_key=controls.cancel_key or self._config.cancel_key,
+            persistent_output=controls.persistent_output,
+        )
+        return self._message(messages, reply_to, kwargs, controls.priority or self._config.priority)
+
+    def probe(
+        self,
+        messages: MessageFactory,
+        reply_to: str,
+        timeout: float,
+        priority: str | None = Priority.LOW,
+    ) -> TaskMessage:
+        """Return the message of a probe, which a late operator skips."""
+        controls = TaskControls(priority, timeout)
+        return self.task(messages, reply_to, [], protocol.PROBE_OPTIONS, controls)
+
+    def description(self, messages: MessageFactory, reply_to: str) -> TaskMessage:
+        """Return the message that asks the operator what it is."""
+        return self._message(messages, reply_to, dict(protocol.DESCRIPTION_KWARGS), Priority.HIGH)
+
+    def failure(self, message: TaskMessage, outcome: OperatorError) -> OperatorError:
+        """Return the caller's error for a message that was not, or not surely, queued."""
+        if isinstance(outcome, TransportError):
+            return outcome.for_operator(
+                self._config.operator_name, self._config.operator_version, message.task_id
+            )
+        return outcome
+
+    def _message(
+        self, messages: MessageFactory, reply_to: str, kwargs: Mapping[str, Any], priority: str
+    ) -> TaskMessage:
+        config = self._config
+        queue = queue_name(priority, config.operator_name, config.operator_version)
+        return messages.make(config.task_name, queue, kwargs, reply_to=reply_to)

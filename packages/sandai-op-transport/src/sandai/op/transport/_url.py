@@ -1,0 +1,222 @@
+"""Broker and backend URLs: which are accepted, and what a Redis URL says."""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from attrs import field, frozen
+from celery.app.backends import BACKEND_ALIASES
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import url_to_parts
+
+from sandai.op.models import ConfigurationError
+
+REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
+_TRANSPORTS = frozenset(name.lower() for name in TRANSPORT_ALIASES)
+#: Celery's database backend reads pickles, whatever the serializer.
+_PICKLING = frozenset({"db", "database"})
+_CERT_REQS = {
+    "required": ssl.CERT_REQUIRED,
+    "optional": ssl.CERT_OPTIONAL,
+    "none": ssl.CERT_NONE,
+}
+_TLS_OPTIONS = (
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+)
+_SOCKET_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive")
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+def scheme_of(url: str) -> str:
+    """Return a URL's scheme in lower case, ``""`` without one."""
+    scheme, separator, _ = url.partition("://")
+    return scheme.lower() if separator else ""
+
+
+def is_redis(url: str) -> bool:
+    """Return whether our own Redis code serves the URL; Celery's serves the others."""
+    return scheme_of(url) in REDIS_SCHEMES
+
+
+def check_broker_url(setting: str, url: str, options: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigurationError` unless the URL names a broker that kombu knows."""
+    scheme = _checked_scheme(setting, url)
+    if scheme in REDIS_SCHEMES:
+        RedisAddress.parse(setting, url, options)
+    elif (kind := scheme.partition("+")[0]) in REDIS_SCHEMES or kind not in _TRANSPORTS:
+        known = ", ".join(sorted({*_TRANSPORTS, *REDIS_SCHEMES}))
+        raise ConfigurationError(
+            setting, url, f"the scheme {scheme!r} is no broker; known: {known}"
+        )
+
+
+def check_backend_url(
+    setting: str, url: str, options: Mapping[str, Any], accepted: tuple[str, ...]
+) -> None:
+    """Raise :class:`ConfigurationError` unless the URL names a usable result backend."""
+    scheme = _checked_scheme(setting, url)
+    kind = scheme.partition("+")[0]
+    if scheme in REDIS_SCHEMES:
+        RedisAddress.parse(setting, url, options)
+    elif kind in REDIS_SCHEMES or kind not in BACKEND_ALIASES or kind == "disabled":
+        known = ", ".join(sorted({*BACKEND_ALIASES, *REDIS_SCHEMES} - {"disabled"}))
+        raise ConfigurationError(
+            setting, url, f"the scheme {scheme!r} is no result backend; known: {known}"
+        )
+    elif kind in _PICKLING and "pickle" not in accepted:
+        raise ConfigurationError(
+            setting,
+            url,
+            "Celery's database backend unpickles what it reads; list 'pickle' in "
+            "accept_content to accept that",
+        )
+
+
+def _checked_scheme(setting: str, url: str) -> str:
+    scheme = scheme_of(url)
+    if not scheme:
+        host = url.rpartition("@")[2]
+        shown = url if host == url else f"**@{host}"
+        raise ConfigurationError(setting, shown, f"has no scheme; write it like {_EXAMPLE}")
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        raise ConfigurationError(
+            setting,
+            url,
+            "Redis Cluster is not supported by Celery's transport; use one Redis or Sentinel",
+        )
+    return scheme
+
+
+_EXAMPLE = "redis://host:6379/0"
+_ENCODE = "special characters in user and password are written percent-encoded (# as %23)"
+
+
+@frozen
+class RedisAddress:
+    """
+    Where and how to connect to a Redis, without any I/O.
+
+    Follows kombu's rules for URLs and Celery's for ``ssl_*`` parameters. The
+    certificate is verified unless ``ssl_cert_reqs`` says otherwise.
+    """
+
+    host: str
+    port: int
+    path: str | None
+    db: int
+    username: str | None
+    password: str | None = field(repr=False)
+    tls: Mapping[str, Any] | None
+    socket_options: Mapping[str, Any]
+    sentinels: tuple[tuple[str, int], ...]
+    master_name: str | None
+    sentinel_kwargs: Mapping[str, Any] = field(repr=False)
+    key_prefix: str
+
+    @classmethod
+    def parse(cls, setting: str, url: str, options: Mapping[str, Any]) -> "RedisAddress":
+        """
+        Read a URL and transport options.
+
+        Raises :class:`ConfigurationError` that names *setting*.
+        """
+        scheme = scheme_of(url)
+        first, *others = url.split(";") if scheme == "sentinel" else [url]
+        try:
+            parts = url_to_parts(first.replace("redis+socket://", "socket://", 1))
+            sentinels = tuple(
+                (p.hostname or "localhost", p.port or 26379)
+                for p in (url_to_parts(u.strip()) for u in (first, *others) if u.strip())
+            )
+        except ValueError:
+            # What the parser says may quote a part of the password.
+            raise ConfigurationError(setting, url, f"cannot be read; {_ENCODE}") from None
+        query = {**parts.query}
+        said = {**query, **options}
+        socket_path = f"/{parts.path}" if scheme == "redis+socket" and parts.path else None
+        if scheme == "redis+socket" and socket_path is None:
+            raise ConfigurationError(
+                setting, url, "has no path; write redis+socket:///path/to.sock"
+            )
+        db = query.get("virtual_host", query.get("db", 0 if socket_path else parts.path or 0))
+        master_name = said.get("master_name")
+        if scheme == "sentinel" and not master_name:
+            raise ConfigurationError(
+                setting, url, "a sentinel:// URL needs the transport option master_name"
+            )
+        return cls(
+            host=parts.hostname or "localhost",
+            port=parts.port or 6379,
+            path=socket_path,
+            db=_database(setting, url, db),
+            username=parts.username,
+            password=parts.password,
+            tls=_tls(setting, url, scheme, said),
+            socket_options={
+                name: _socket_option(setting, name, said[name])
+                for name in _SOCKET_OPTIONS
+                if said.get(name) is not None
+            },
+            sentinels=sentinels if scheme == "sentinel" else (),
+            master_name=master_name,
+            sentinel_kwargs=dict(options.get("sentinel_kwargs", {})),
+            key_prefix=str(options.get("global_keyprefix") or ""),
+        )
+
+    @property
+    def label(self) -> str:
+        """The address for people: no user, no password."""
+        if self.sentinels:
+            sentinels = ", ".join(f"{host}:{port}" for host, port in self.sentinels)
+            return f"the master {self.master_name!r} of {sentinels}"
+        return self.path or f"{self.host}:{self.port}/{self.db}"
+
+
+def _database(setting: str, url: str, value: object) -> int:
+    text = str(value).strip("/") or "0"
+    if not text.isdecimal():
+        raise ConfigurationError(setting, url, f"the database must be a whole number; {_ENCODE}")
+    return int(text)
+
+
+def _tls(setting: str, url: str, scheme: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
+    given = {name: said[name] for name in _TLS_OPTIONS if said.get(name) is not None}
+    if scheme != "rediss":
+        if given and scheme != "sentinel":
+            raise ConfigurationError(
+                setting, url, f"{', '.join(given)} belongs to TLS: use the scheme rediss://"
+            )
+        if not given:
+            return None
+    tls = {name: unquote(v) if isinstance(v, str) else v for name, v in given.items()}
+    required = tls.get("ssl_cert_reqs", "required")
+    if isinstance(required, str):
+        word = required.lower().removeprefix("cert_")
+        if word not in _CERT_REQS:
+            raise ConfigurationError(
+                setting, url, f"ssl_cert_reqs={required!r} must be required, optional or none"
+            )
+        required = _CERT_REQS[word]
+    tls["ssl_cert_reqs"] = required
+    hostname = tls.get("ssl_check_hostname", required == ssl.CERT_REQUIRED)
+    tls["ssl_check_hostname"] = (
+        hostname.lower() in _TRUE if isinstance(hostname, str) else bool(hostname)
+    )
+    return tls
+
+
+def _socket_option(setting: str, name: str, value: Any) -> Any:
+    if name == "socket_keepalive":
+        return value.lower() in _TRUE if isinstance(value, str) else bool(value)
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigurationError(f"{setting}.{name}", value, "must be more than 0 seconds")
+    return seconds

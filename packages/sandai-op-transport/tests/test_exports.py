@@ -1,0 +1,50 @@
+"""The public surface is a decision: what is exported, and that nothing more is needed."""
+
+import importlib.util
+import pkgutil
+import types
+
+import sandai.op.transport as transport
+
+EXPORTS = """
+    Backend BackendKey BackendStatistics Broker BrokerKey BrokerStatistics Changes
+    ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
+    DocumentDecoder Health IDLE_SECONDS Limiter LimiterStatistics MessageFactory OperatorApp
+    Outage PENDING PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker
+    RedisConnection RedisConnector ResultDocument SHORTEST SweepSchedule TaskBuilder
+    TaskControls TaskMessage Transport TransportError TransportStatistics Waiter WaiterTable
+    YOUNG client_app pending resolve statistics
+"""
+
+
+def test_all() -> None:
+    """What is exported is what clients are built on."""
+    assert set(transport.__all__) == set(EXPORTS.split())
+    assert len(set(transport.__all__)) == len(transport.__all__)
+
+
+def test_exports_exist_and_are_documented() -> None:
+    """Every exported class and function has a docstring."""
+    for name in transport.__all__:
+        exported = getattr(transport, name)
+        if isinstance(exported, type | types.FunctionType):
+            assert exported.__doc__, name
+
+
+def test_nothing_else_is_public() -> None:
+    """Every module is private, and every public name is exported."""
+    assert all(module.name.startswith("_") for module in pkgutil.iter_modules(transport.__path__))
+    public = {
+        name
+        for name, value in vars(transport).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(transport.__all__)
+
+
+def test_namespaces() -> None:
+    """``sandai`` and ``sandai.op`` belong to no distribution."""
+    for name in ("sandai", "sandai.op"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is None
