@@ -1,0 +1,131 @@
+"""The batch calls: submit many, collect many."""
+
+from collections.abc import Iterable
+
+from sandai.op.models import BatchTaskResult, LegacyTaskResult, OperatorError, batch
+from sandai.op.transport import Config, TaskControls
+
+from ._handle import OperatorAsyncResult, SubmittedTask
+from ._results import ResultReader
+from ._submitter import Submitter, Tasks
+
+
+class BatchCalls:
+    """What a client does with many tasks at once."""
+
+    config: Config
+    _submitter: Submitter
+    _results: ResultReader
+
+    def attach(self, task_id: str) -> OperatorAsyncResult:
+        """
+        Return a handle on a task that was submitted earlier, or elsewhere.
+
+        Raises :class:`InvalidTaskError` for what is no task's id.
+        """
+        self._results.check_open()
+        return self._results.handle(task_id)
+
+    def batch_submit(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[SubmittedTask]:
+        """
+        Submit ``(input_artifacts, options)`` pairs; many go out in one command.
+
+        A task that cannot be submitted has its ``error``; the others go on.
+        Raises for the controls alone (:class:`InvalidPriorityError`,
+        :class:`ConfigurationError`), and when *tasks* is no iterable of pairs.
+        """
+        self._results.check_open()
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        return [
+            SubmittedTask(index, error=queued)
+            if isinstance(queued, OperatorError)
+            else SubmittedTask(index, self._results.handle(queued))
+            for index, queued in enumerate(self._submitter.tasks(tasks, controls))
+        ]
+
+    def batch_collect(
+        self, submissions: Iterable[SubmittedTask], *, timeout: float | None = None
+    ) -> list[BatchTaskResult]:
+        """
+        Wait for submissions; return a result per submission, in order.
+
+        *timeout* (seconds) is one budget for all: what is not there by then is
+        a :class:`TaskTimeoutError` in its own place. Raises
+        :class:`ClientClosedError`, and with a timeout of 0 what a single look
+        raises.
+        """
+        self._results.check_open()
+        limit = self._results.wait_limit(timeout)
+        reducer = batch.BatchReducer()
+        for submission in submissions:
+            reducer.expect(submission.index, submission.task_id, submission.error)
+        delete = self.config.auto_forget_result
+        for document in self._results.wait_many(list(reducer), limit, delete=delete):
+            reducer.accept_reply(document.task_id, document.reply)
+        reducer.expire(limit, self._results.failure)
+        return reducer.results()
+
+    def batch_sync_detailed(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[BatchTaskResult]:
+        """Submit a batch and collect it; see :meth:`batch_submit`, :meth:`batch_collect`."""
+        submissions = self.batch_submit(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return self.batch_collect(submissions, timeout=timeout)
+
+    def batch_async(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[OperatorAsyncResult | None]:
+        """Submit a batch; return a handle per task, ``None`` where that failed."""
+        submissions = self.batch_submit(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return [submission.async_result for submission in submissions]
+
+    def batch_sync(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[LegacyTaskResult]:
+        """Submit and collect; ``(artifacts, results)`` per task, ``([], {})`` for a failure."""
+        results = self.batch_sync_detailed(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return [result.to_legacy_tuple() for result in results]

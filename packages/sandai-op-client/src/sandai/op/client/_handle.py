@@ -1,0 +1,151 @@
+"""What a submission returns: Celery's ``AsyncResult`` on our bounded backend."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from celery import Celery
+from celery.backends.base import BaseBackend
+from celery.result import AsyncResult
+
+from sandai.op.transport import READY_STATES, ResultDocument
+
+if TYPE_CHECKING:
+    from ._results import ResultReader
+
+
+class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
+    """
+    A Celery result backend that asks one client's :class:`ResultReader`.
+
+    Whatever is asked of an ``AsyncResult`` or a ``ResultSet`` ends up here, and
+    so within the client's budget. Failures are our typed errors; no class that
+    a result names is instantiated.
+    """
+
+    supports_native_join = True
+
+    def __init__(self, app: Celery, reader: "ResultReader") -> None:
+        super().__init__(app, max_cached_results=-1)
+        self._reader = reader
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return a name; the URL is the client's own affair."""
+        return "sandai-op"
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> dict[str, Any]:
+        """Look once."""
+        return _meta(self._reader.look(task_id))
+
+    def task_result_exists(self, task_id: str) -> bool:
+        """Return whether anything is stored for the task."""
+        return bool(self._reader.look_many([task_id]))
+
+    def wait_for(
+        self, task_id: str, timeout: float | None = None, *_: Any, **__: Any
+    ) -> dict[str, Any]:
+        """Wait until the task is ready; ``None`` is the client's timeout."""
+        return _meta(self._reader.wait(task_id, self._reader.wait_limit(timeout), delete=False))
+
+    def get_many(
+        self, task_ids: Iterable[str], timeout: float | None = None, *_: Any, **__: Any
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each task's meta as it becomes ready."""
+        waiting = dict.fromkeys(task_ids)
+        limit = self._reader.wait_limit(timeout)
+        for document in self._reader.wait_many(list(waiting), limit, delete=False):
+            del waiting[document.task_id]
+            yield document.task_id, _meta(document)
+        for task_id in waiting:
+            raise self._reader.late(task_id, limit)
+
+    def add_pending_result(self, result: AsyncResult, weak: bool | None = None) -> AsyncResult:
+        """Have ``then()``'s promise fulfilled; a plain ``get()`` waits by itself."""
+        if weak is not None:
+            self._reader.watch(result.id, lambda document: result._maybe_set_cache(_meta(document)))
+        return result
+
+    def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Return *meta*: exceptions in it are instances already."""
+        return meta
+
+    def _forget(self, task_id: str) -> None:
+        self._reader.forget([task_id])
+
+
+class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
+    """
+    A task that was submitted, now or elsewhere.
+
+    ``get()`` returns the operator's raw reply envelope. It raises
+    :class:`TaskTimeoutError`, :class:`TaskExecutionError` (the Celery task
+    failed), :class:`TaskCancelledError` (revoked) and
+    :class:`InvalidResultFormatError`; it leaves the result to others.
+    """
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return str(self.id)
+
+    def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> Any:
+        """
+        Wait for the reply; *timeout* in seconds, ``None`` for the client's.
+
+        Usable inside another task: it waits on a thread of its own.
+        """
+        return super().get(timeout, propagate, **{"disable_sync_subtasks": False, **kwargs})
+
+    wait = get
+
+    def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
+        """
+        Have *callback* called with this handle once the task is ready.
+
+        It runs in the thread that reads results, or here when the result has
+        been read already, and must not wait for results.
+        """
+        # Attached before it is watched: vine's promises are not thread-safe.
+        attached = self.on_ready.then(callback, on_error)
+        if self._cache is None:
+            self.backend.add_pending_result(self, weak=weak)
+        return attached
+
+    def _maybe_set_cache(self, meta: Any) -> Any:
+        # Once: a promise that is fulfilled again calls callbacks again.
+        return super()._maybe_set_cache(meta) if self._cache is None else self._cache
+
+    def __del__(self) -> None:
+        """Do nothing: finalizers do no I/O."""
+
+
+@frozen
+class SubmittedTask:
+    """
+    What became of one task of a batch that was handed in.
+
+    With an ``error`` it is not, or not certainly, queued; ``task_id`` is then
+    told where the fate is unknown.
+    """
+
+    index: int
+    async_result: OperatorAsyncResult | None = None
+    error: Exception | None = None
+
+    @property
+    def submitted(self) -> bool:
+        """Whether the task is in its queue for certain."""
+        return self.async_result is not None and self.error is None
+
+    @property
+    def task_id(self) -> str | None:
+        """The task's id, where there is one."""
+        if self.async_result is not None:
+            return self.async_result.task_id
+        return getattr(self.error, "task_id", None)
+
+
+def _meta(document: ResultDocument) -> dict[str, Any]:
+    if document.state not in READY_STATES or (failure := document.failure) is None:
+        return document.meta
+    return {**document.meta, "status": document.state, "result": failure}

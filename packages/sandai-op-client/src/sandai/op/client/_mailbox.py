@@ -1,0 +1,50 @@
+"""Where a waiting thread gets its documents from."""
+
+import math
+import threading
+import time
+from queue import Empty, SimpleQueue
+
+from sandai.op.transport import ResultDocument
+
+
+class Mailbox:
+    """
+    A waiter of the table for one thread and any number of tasks.
+
+    The reader delivers; :meth:`fail` ends the wait with an error.
+    """
+
+    def __init__(self) -> None:
+        self._items: SimpleQueue[ResultDocument | Exception] = SimpleQueue()
+
+    def deliver(self, document: ResultDocument) -> None:
+        """Hand over a document; never blocks."""
+        self._items.put(document)
+
+    def fail(self, error: Exception) -> None:
+        """End the wait with *error*."""
+        self._items.put(error)
+
+    def get(self, deadline: float) -> ResultDocument | None:
+        """
+        Return the next document, or ``None`` at *deadline* (``time.monotonic()``).
+
+        Raises what :meth:`fail` was given.
+        """
+        try:
+            item = self._items.get(timeout=_until(deadline))
+        except Empty:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+def deadline_after(timeout: float | None) -> float:
+    """Return the ``time.monotonic()`` of a timeout in seconds; infinite for ``None``."""
+    return math.inf if timeout is None else time.monotonic() + timeout
+
+
+def _until(deadline: float) -> float:
+    return min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)

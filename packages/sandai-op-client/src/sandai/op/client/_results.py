@@ -1,0 +1,253 @@
+"""Waiting for results in a thread: one, many, or a single look."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from celery import Celery
+
+from sandai.op.models import (
+    ClientClosedError,
+    InvalidTaskError,
+    OperatorError,
+    TaskTimeoutError,
+)
+from sandai.op.transport import (
+    Config,
+    ResultDocument,
+    TaskBuilder,
+    Transport,
+    TransportError,
+    client_app,
+    pending,
+)
+
+from ._handle import BoundedBackend, OperatorAsyncResult
+from ._hub import ResultHub
+from ._mailbox import Mailbox, deadline_after
+from ._shared_fetch import SharedFetch
+
+R = TypeVar("R")
+
+logger = logging.getLogger("sandai.op.client")
+
+_LOOK_KEYS = 1000
+
+
+class _AllThreads:
+    """Stands for the threads of a process, which share one hub per backend."""
+
+
+_ALL_THREADS = _AllThreads()
+
+
+class ResultReader:
+    """One client's waits and looks, on the hub that it shares."""
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._builder = TaskBuilder(config)
+        self._app: SharedFetch[Celery] = SharedFetch()
+        # No lock: adding, discarding and copying are atomic, and a lock might
+        # be held for good in a forked child.
+        self._mailboxes: set[Mailbox] = set()
+        self._callbacks: set[_Callback] = set()
+        self._closed = False
+
+    @property
+    def app(self) -> Celery:
+        """A Celery app whose result backend is this reader; made when first asked for."""
+        return self._app.get(self._make_app)
+
+    def _make_app(self) -> Celery:
+        return client_app(
+            self._config,
+            permit=lambda: self._transport.broker.permit(self._config.pool_acquire_timeout),
+            make_backend=lambda app: BoundedBackend(app, self),
+        )
+
+    def handle(self, task_id: object) -> OperatorAsyncResult:
+        """Return a handle on a task; raises :class:`InvalidTaskError` for an empty id."""
+        if not isinstance(task_id, str) or not task_id:
+            raise InvalidTaskError("task_id", "must be a task's id, not an empty string")
+        return OperatorAsyncResult(task_id, self.app.backend, None, self.app)
+
+    def wait_limit(self, timeout: float | None) -> float | None:
+        """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
+        return self._builder.wait_limit(timeout)
+
+    @property
+    def failure(self) -> OperatorError | None:
+        """Why results cannot be read at the moment; ``None`` while they can."""
+        return self.hub.failure
+
+    @property
+    def hub(self) -> ResultHub:
+        """The hub of this process's backend."""
+        backend = self._transport.backend
+        hub = backend.reader(_ALL_THREADS, lambda: ResultHub(backend))
+        assert isinstance(hub, ResultHub)
+        return hub
+
+    def wait(self, task_id: str, timeout: float | None, *, delete: bool) -> ResultDocument:
+        """
+        Return one task's document once it is ready.
+
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. Raises
+        :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
+        look what :meth:`look` raises.
+        """
+        for document in self.wait_many([task_id], timeout, delete=delete):
+            return document
+        raise self.late(task_id, timeout)
+
+    def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+        """Return the error of a wait that ran out; its cause is the backend's failure."""
+        error = TaskTimeoutError(task_id, timeout)
+        error.__cause__ = self.failure
+        return error
+
+    def wait_many(
+        self, task_ids: Sequence[str], timeout: float | None, *, delete: bool
+    ) -> Iterator[ResultDocument]:
+        """Yield ready documents as they come, until all have or *timeout* is over."""
+        if timeout == 0:
+            yield from self._look_once(task_ids, delete=delete)
+            return
+        if not task_ids:
+            return
+        deadline = deadline_after(timeout)
+        hub = self.hub
+        if hub.is_current_thread:
+            raise RuntimeError("a callback of then() may not wait: it runs where results are read")
+        open_ids = set(task_ids)
+        with self._mailbox() as mailbox:
+            try:
+                hub.watch(open_ids, mailbox, delete=delete)
+                while open_ids:
+                    document = mailbox.get(deadline)
+                    if document is None:
+                        break
+                    open_ids.discard(document.task_id)
+                    yield document
+            finally:
+                given_up = hub.unwatch(open_ids, mailbox) if open_ids else set()
+            # What was settled at the last moment has been taken for us and is on
+            # its way: nobody else will be told of it, however long that takes.
+            late = open_ids - given_up
+            while late and (document := mailbox.get(math.inf)) is not None:
+                late.discard(document.task_id)
+                yield document
+
+    def look(self, task_id: str) -> ResultDocument:
+        """
+        Return one task's document as it is now.
+
+        Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`
+        and :class:`ClientClosedError`.
+        """
+        found = self.look_many([task_id])
+        return found[0] if found else pending(task_id)
+
+    def look_many(self, task_ids: Sequence[str]) -> list[ResultDocument]:
+        """Return what is stored now; raises as :meth:`look` does."""
+        self.check_open()
+        documents: list[ResultDocument] = []
+        for start in range(0, len(task_ids), _LOOK_KEYS):
+            chunk = task_ids[start : start + _LOOK_KEYS]
+            documents += self._guarded(self._transport.backend.look, chunk) or []
+        return documents
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete results; raises as :meth:`look` does."""
+        self.check_open()
+        self._guarded(self._transport.backend.delete, task_ids)
+
+    def watch(self, task_id: str, callback: Callable[[ResultDocument], None]) -> None:
+        """Call *callback*, from the hub's thread, once the task is ready."""
+        waiter = _Callback(task_id, callback, self._callbacks)
+        self._callbacks.add(waiter)
+        try:
+            self.check_open()
+            self.hub.watch([task_id], waiter, delete=False)
+            # After adding: close() either finds the callback or is seen here.
+            self.check_open()
+        except BaseException:
+            self._drop(waiter)
+            raise
+
+    def check_open(self) -> None:
+        """Raise :class:`ClientClosedError` after :meth:`close`."""
+        if self._closed:
+            raise self._closed_error()
+
+    def close(self) -> None:
+        """End every wait of this client; callbacks are not called any more."""
+        self.end_waits()
+        for waiter in list(self._callbacks):
+            self._drop(waiter)
+
+    def end_waits(self) -> None:
+        """End waits with :class:`ClientClosedError`; takes no lock and does no I/O."""
+        self._closed = True
+        for mailbox in list(self._mailboxes):
+            mailbox.fail(self._closed_error())
+
+    @contextmanager
+    def _mailbox(self) -> Iterator[Mailbox]:
+        mailbox = Mailbox()
+        self._mailboxes.add(mailbox)
+        try:
+            # After adding: close() either finds the mailbox or is seen here.
+            self.check_open()
+            yield mailbox
+        finally:
+            self._mailboxes.discard(mailbox)
+
+    def _look_once(self, task_ids: Sequence[str], *, delete: bool) -> Iterator[ResultDocument]:
+        ready = [document for document in self.look_many(task_ids) if document.ready]
+        if delete and ready:
+            # A deletion that fails must not cost the results: they expire.
+            with suppress(OperatorError):
+                self.forget([document.task_id for document in ready])
+        yield from ready
+
+    def _drop(self, waiter: "_Callback") -> None:
+        self._callbacks.discard(waiter)
+        self.hub.unwatch([waiter.task_id], waiter)
+
+    def _guarded(self, call: Callable[..., R], task_ids: Sequence[str]) -> R:
+        try:
+            return call(task_ids, acquire_timeout=self._config.pool_acquire_timeout)
+        except TransportError as error:
+            raise error.for_operator(
+                self._config.operator_name, self._config.operator_version
+            ) from error
+
+    def _closed_error(self) -> ClientClosedError:
+        return ClientClosedError(self._config.operator_name, self._config.operator_version)
+
+
+class _Callback:
+    """A waiter that calls a function, and leaves *callbacks* then."""
+
+    def __init__(
+        self,
+        task_id: str,
+        function: Callable[[ResultDocument], None],
+        callbacks: "set[_Callback]",
+    ) -> None:
+        self.task_id = task_id
+        self._function = function
+        self._callbacks = callbacks
+
+    def deliver(self, document: ResultDocument) -> None:
+        self._callbacks.discard(self)
+        try:
+            self._function(document)
+        except BaseException:
+            # Even SystemExit: the thread is the hub's, the others wait on it.
+            logger.exception("a callback for task %s failed", self.task_id)

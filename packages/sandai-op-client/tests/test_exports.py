@@ -1,0 +1,58 @@
+"""The public surface."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+import sandai.op.client
+
+
+def test_all_is_sorted_and_whole() -> None:
+    """Every name exists, and the contract's are there."""
+    names = sandai.op.client.__all__
+    assert len(names) == len(set(names))
+    assert all(hasattr(sandai.op.client, name) for name in names)
+    assert {
+        "OperatorClient",
+        "create_client",
+        "OperatorAsyncResult",
+        "SubmittedTask",
+        "BatchTaskResult",
+        "HealthCheckResult",
+        "TaskTimeoutError",
+        "OperatorConnectionError",
+        "ClientClosedError",
+    } <= set(names)
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    """What is exported says what it is."""
+    for name in sandai.op.client.__all__:
+        assert getattr(sandai.op.client, name).__doc__
+
+
+def test_importing_does_nothing_else() -> None:
+    """No thread, no current app, no connection pool, nothing of asyncio's client."""
+    code = (
+        "import threading, sys, logging\n"
+        "import sandai.op.client\n"
+        "from celery import _state\n"
+        "assert threading.active_count() == 1\n"
+        "assert _state._tls.current_app is None and _state.default_app is None\n"
+        "assert 'sandai.op.aio' not in sys.modules\n"
+        "assert not logging.getLogger().handlers\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+
+
+def test_the_distributions_have_one_version() -> None:
+    """They are released together."""
+    try:
+        versions = {version(f"sandai-op-{name}") for name in ("models", "transport", "client")}
+    except PackageNotFoundError:
+        pytest.skip("runs from the source tree")
+    assert len(versions) == 1
