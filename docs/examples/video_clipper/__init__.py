@@ -1,0 +1,1 @@
+"""The example operator: see README.md."""
