@@ -1,0 +1,145 @@
+"""The scenarios' view of the client for threads: thin, for that client blocks anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import frozen
+
+import scripted_operator
+from sandai.op.client import OperatorAsyncResult, OperatorClient, SubmittedTask
+from sandai.op.models import BatchTaskResult, HealthCheckResult
+from scenarios import ClientView, Handle, Submission, Task
+
+
+@frozen
+class ThreadHandle:
+    """An ``AsyncResult`` with the asyncio handle's methods."""
+
+    result: OperatorAsyncResult
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.result.task_id
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the reply envelope."""
+        return self.result.get(timeout=timeout)
+
+    def ready(self) -> bool:
+        """Look once."""
+        ready: bool = self.result.ready()
+        return ready
+
+    def state(self) -> str:
+        """Look once."""
+        return str(self.result.state)
+
+    def forget(self) -> None:
+        """Delete the result."""
+        self.result.forget()
+
+
+class ThreadClientView:
+    """An ``OperatorClient``."""
+
+    def __init__(self, client: OperatorClient) -> None:
+        self.client = client
+
+    def async_call(self, artifacts: Any, options: Any, **controls: Any) -> Handle:
+        """Submit."""
+        return ThreadHandle(self.client.async_call(artifacts, options, **controls))
+
+    def sync(self, artifacts: Any, options: Any, **controls: Any) -> tuple[Any, Any]:
+        """Submit and wait."""
+        return self.client.sync(artifacts, options, **controls)
+
+    def desc(self) -> dict[str, Any]:
+        """Describe."""
+        return self.client.desc
+
+    def batch_submit(self, tasks: Sequence[Task], **controls: Any) -> list[Submission]:
+        """Submit a batch."""
+        return [
+            Submission(
+                task.index,
+                None if task.async_result is None else ThreadHandle(task.async_result),
+                task.error,
+                task.submitted,
+                task.task_id,
+                task,
+            )
+            for task in self.client.batch_submit(tasks, **controls)
+        ]
+
+    def batch_collect(
+        self, submissions: Sequence[Submission], **controls: Any
+    ) -> list[BatchTaskResult]:
+        """Collect a batch."""
+        native: list[SubmittedTask] = [submission.native for submission in submissions]
+        return self.client.batch_collect(native, **controls)
+
+    def batch_sync_detailed(self, tasks: Sequence[Task], **controls: Any) -> list[BatchTaskResult]:
+        """Submit and collect a batch."""
+        return self.client.batch_sync_detailed(tasks, **controls)
+
+    def batch_async(self, tasks: Sequence[Task], **controls: Any) -> list[Handle | None]:
+        """Submit a batch, the older way."""
+        return [
+            None if result is None else ThreadHandle(result)
+            for result in self.client.batch_async(tasks, **controls)
+        ]
+
+    def batch_sync(self, tasks: Sequence[Task], **controls: Any) -> list[tuple[Any, Any]]:
+        """Submit and collect a batch, the older way."""
+        return list(self.client.batch_sync(tasks, **controls))
+
+    def ping(self, timeout: float = 10) -> bool:
+        """Ping."""
+        return self.client.ping(timeout)
+
+    def probe(self, timeout: float = 10) -> HealthCheckResult:
+        """Probe."""
+        return self.client.probe(timeout)
+
+    def get_queue_info(self) -> dict[str, str]:
+        """Name the queues."""
+        return self.client.get_queue_info()
+
+    def attach(self, task_id: str) -> Handle:
+        """Return a handle."""
+        return ThreadHandle(self.client.attach(task_id))
+
+    def close(self) -> None:
+        """Close."""
+        self.client.close()
+
+
+class ThreadWorld:
+    """Threads, the scripted operator, and its database."""
+
+    def __init__(self, url: str, redis_client: Any) -> None:
+        self.url = url
+        self.redis = redis_client
+        self._clients: list[OperatorClient] = []
+
+    def client(self, name: str = scripted_operator.NAME, **kwargs: Any) -> ClientView:
+        """Make a client of an operator, the scripted one unless told; it is closed at the end."""
+        settings = {"broker_url": self.url, "timeout": 20, **kwargs}
+        self._clients.append(OperatorClient(name, scripted_operator.VERSION, **settings))
+        return ThreadClientView(self._clients[-1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for client in self._clients:
+            client.close()
