@@ -156,6 +156,35 @@ def test_two_thousand_tasks_leave_nothing(database: str, create_client: CreateCl
         eventually(lambda: not client_threads(), within=2)
 
 
+def test_celerys_own_calls_keep_to_the_budget(database: str, create_client: CreateClient) -> None:
+    """revoke() and send_task() of many threads use one connection where one is allowed."""
+    client = create_client("nobody", "v1", broker_url=database, broker_pool_limit=1)
+    handle = client.async_call([], {})
+    send = client.celery_app.send_task
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        with open_redis(database) as redis_client:
+            number = database.rpartition("/")[2]
+            while not done.is_set():
+                others = [c for c in redis_client.client_list() if c["name"] != "watcher"]
+                peak = max(peak, sum(c["db"] == number for c in others))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(handle.revoke) for _ in range(8)]
+        calls += [pool.submit(send, "name", queue="q") for _ in range(8)]
+        calls += [pool.submit(client.async_call, [], {}) for _ in range(8)]
+        for call in calls:
+            call.result(20)
+    done.set()
+    watcher.join()
+    assert peak == 1
+
+
 def test_waits_given_up_leave_nothing(database: str, create_client: CreateClient) -> None:
     """Waits that ran out leave no subscription, and nothing of them stays in the client."""
     with open_redis(database) as redis_client:

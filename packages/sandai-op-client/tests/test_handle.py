@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +12,7 @@ import pytest
 from celery.result import AsyncResult, ResultSet
 
 from sandai.op.client import OperatorAsyncResult, SubmittedTask
+from sandai.op.client._handle import celery_meta
 from sandai.op.models import (
     ClientClosedError,
     ConfigurationError,
@@ -17,6 +21,7 @@ from sandai.op.models import (
     TaskExecutionError,
     TaskTimeoutError,
 )
+from sandai.op.transport import ResultDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,3 +239,74 @@ def test_what_a_submission_says() -> None:
     assert (refused.submitted, refused.task_id) == (False, None)
     sure = SubmittedTask(3, OperatorAsyncResult("id", backend=object()))
     assert (sure.submitted, sure.task_id) == (True, "id")
+
+
+def test_then_of_a_set(client: OperatorClient) -> None:
+    """A ResultSet calls back when all its members are ready, without anybody who waits."""
+    done = threading.Event()
+    together = ResultSet([client.async_call([], {"n": n}) for n in range(3)])
+    together.then(lambda _: done.set())
+    assert done.wait(WAIT)
+    assert together.successful()
+
+
+def test_a_set_that_is_dropped_waits_for_nothing(world: World, client: OperatorClient) -> None:
+    """Making a ResultSet watches its members for as long as it is kept."""
+    together = ResultSet([client.async_call([], {"wait": True}) for _ in range(3)])
+    [reader] = client.statistics()[1].readers
+    assert reader.pending == 3
+    del together
+    gc.collect()
+    with pytest.raises(TaskTimeoutError):
+        client.attach("nothing").get(timeout=0.1)  # the hub has been round since
+    [reader] = client.statistics()[1].readers
+    assert reader.pending == 0
+    world.gate.set()
+
+
+def test_a_handle_is_copied_and_not_pickled(client: OperatorClient) -> None:
+    """A copy asks the same client; a pickle could not, and says what to do instead."""
+    handle = client.async_call([], {"n": 1})
+    for copied in (copy.copy(handle), copy.deepcopy(handle)):
+        assert copied == handle
+        assert copied.get(timeout=WAIT) == handle.get(timeout=WAIT)
+    with pytest.raises(TypeError, match="attach"):
+        pickle.dumps(handle)
+
+
+def test_get_takes_what_celerys_takes(client: OperatorClient) -> None:
+    """Celery's positional arguments after the timeout are accepted."""
+    assert client.async_call([], {"n": 1}).get(WAIT, True, 0.1)["results"] == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"result": None},
+        {"children": 5},
+        {"children": "x"},
+        {"children": [5]},
+        {"children": {"a": 1}},
+        {"date_done": 5},
+        {"date_done": "zzz"},
+    ],
+)
+def test_a_malformed_document(client: OperatorClient, parts: dict[str, Any]) -> None:
+    """Parts of a document that Celery would stumble over are as if they were not there."""
+    document = ResultDocument("id", "SUCCESS", {"status": "SUCCESS", **parts})
+    meta = celery_meta(document, client.celery_app)
+    handle = client.attach("id")
+    handle._maybe_set_cache(meta)
+    assert handle.get(timeout=WAIT) is None
+    assert (handle.children, handle.date_done, handle.state) == (None, None, "SUCCESS")
+
+
+def test_nothing_of_a_closed_client_reaches_the_broker(world: World) -> None:
+    """Neither revoke() nor its Celery app sends anything once the client is closed."""
+    with world.client(timeout=WAIT) as client:
+        handle = client.async_call([], {})
+        app = client.celery_app
+    for call in (handle.revoke, lambda: app.send_task("name", queue="queue")):
+        with pytest.raises(ClientClosedError):
+            call()

@@ -254,6 +254,49 @@ def test_a_callback_is_called_and_may_fail(reader: ResultReader, backend: FakeBa
     assert called == ["a"]
 
 
+def test_a_callback_goes_with_its_keeper(reader: ResultReader, backend: FakeBackend) -> None:
+    """When the keeper is gone nobody waits any more, and nothing is called."""
+
+    class Keeper:
+        pass
+
+    called: list[str] = []
+    both = threading.Event()
+    keeper, gone = Keeper(), Keeper()
+
+    def callback(document: ResultDocument) -> None:
+        called.append(document.task_id)
+
+    reader.watch("a", callback, keeper=keeper)
+    reader.watch("b", callback, keeper=gone)
+    reader.watch("c", lambda _: both.set())
+    del gone
+    backend.store("c")
+    assert both.wait(WAIT)  # the hub has been round since
+    assert reader.hub.statistics().pending == 1
+    backend.store("a")
+    backend.store("b")
+    assert reader.wait("a", WAIT, delete=False).ready
+    assert called == ["a"]
+    assert not reader._callbacks
+
+
+def test_an_id_that_cannot_be_sent_disturbs_nobody(
+    reader: ResultReader, backend: FakeBackend
+) -> None:
+    """A task id that is no text is refused before it reaches the shared hub."""
+    for call in (
+        lambda: reader.wait("\udc80", WAIT, delete=False),
+        lambda: reader.look("\udc80"),
+        lambda: reader.forget(["\udc80"]),
+        lambda: reader.watch("\udc80", print),
+        lambda: reader.handle("\udc80"),
+    ):
+        with pytest.raises(InvalidTaskError):
+            call()
+    assert reader.hub.statistics().pending == 0
+
+
 def test_a_callback_may_not_wait(reader: ResultReader, backend: FakeBackend) -> None:
     """Waiting in the thread that reads is an error, not a deadlock."""
     raised: list[BaseException] = []

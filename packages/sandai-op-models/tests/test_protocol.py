@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from sandai.op.models.protocol import (
     DESCRIPTION_KWARGS,
     PROBE_OPTIONS,
     build_kwargs,
+    check_task_id,
     check_timeout,
     decode_description,
     decode_reply,
@@ -567,3 +569,20 @@ def test_any_task_is_built_or_a_typed_error(artifacts: Any, options: Any) -> Non
     else:
         assert isinstance(found, InvalidTaskError)
         assert found.path.startswith(("input_artifacts", "options"))
+
+
+def test_an_exception_that_failed_is_told_by_its_class() -> None:
+    """A failure out of an accepted pickle is the exception itself."""
+    error = failure_error("id", KeyError("boom"))
+    assert error.error_type == "KeyError"
+    assert error.error_details == {"exception_type": "KeyError", "exception_module": "builtins"}
+    assert "boom" in error.error_message
+
+
+@pytest.mark.parametrize("task_id", ["", 5, None, "\udc80"])
+def test_what_is_no_task_id(task_id: object) -> None:
+    """A task's id is a text that Redis can be asked for."""
+    with pytest.raises(InvalidTaskError) as caught:
+        check_task_id(task_id)
+    assert caught.value.path == "task_id"
+    pickle.dumps(caught.value)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from sandai.op.models import (
     ConfigurationError,
+    InvalidTaskError,
     OperatorConnectionError,
     TaskExecutionError,
+    TaskResult,
     error_reply,
     redact,
 )
@@ -170,3 +172,11 @@ def test_time_is_linear(unit: str) -> None:
     redact(text)
     redact(f"{text}@h")
     assert time.perf_counter() - start < 2
+
+
+def test_an_invalid_value_that_is_quoted() -> None:
+    """What an InvalidTaskError quotes of a value has no password."""
+    with pytest.raises(InvalidTaskError) as caught:
+        TaskResult(results={"url": "https://me:canary@h/\udcff"}).to_reply()
+    assert caught.value.path == "results.url"
+    assert "canary" not in f"{caught.value!s} {caught.value!r} {caught.value.reason}"

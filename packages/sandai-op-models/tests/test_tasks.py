@@ -281,3 +281,12 @@ def test_remaining_time() -> None:
     assert request.remaining(now=101.0) == -1.0
     assert TaskRequest().remaining() == float("inf")
     assert TaskRequest(deadline=time.time() + 60).remaining() == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize("value", ["no", 0, [], {}])
+def test_persistent_output_is_a_boolean(value: object) -> None:
+    """Anything else, which might be meant as either, is refused by its path."""
+    with pytest.raises(InvalidTaskError) as caught:
+        TaskRequest.from_kwargs({"meta": {"persistent-output": value}})
+    assert caught.value.path == "meta.persistent-output"
+    assert not TaskRequest.from_kwargs({"meta": {"persistent-output": None}}).persistent_output

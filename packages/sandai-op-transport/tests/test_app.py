@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 
 import celery
@@ -10,6 +12,7 @@ import pytest
 from celery import Celery
 from kombu.transport import memory
 
+from sandai.op.models import ClientPoolTimeoutError
 from sandai.op.transport import OperatorApp, client_app, resolve
 from sandai.op.transport._app import broker_app
 
@@ -74,7 +77,7 @@ def test_kombu_pools_are_untouched() -> None:
     app.control.broadcast("ping")
     with app.connection_or_acquire() as connection, app.producer_or_acquire() as producer:
         assert connection.transport.driver_type == "memory"
-        assert producer.connection is not connection
+        assert producer.connection is connection
     assert kombu.pools.get_limit() == limit
     assert dict(kombu.pools.connections) == connections
     assert dict(kombu.pools.producers) == producers
@@ -141,3 +144,49 @@ def test_import_configures_nothing() -> None:
         "assert threading.active_count() == 1\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_one_call_holds_one_permit() -> None:
+    """However deep Celery nests, a call on the app has one permit, and gives it back."""
+    permits: list[int] = []
+
+    @contextmanager
+    def permit() -> Iterator[None]:
+        permits.append(len(permits))
+        yield
+
+    app = client_app(CONFIG, permit=permit)
+    app.control.broadcast("ping")
+    assert permits == [0]
+    with app.connection_or_acquire() as outer, app.producer_or_acquire() as producer:
+        assert producer.connection is outer
+    app.send_task("name", queue="queue")
+    assert permits == [0, 1, 2]
+
+
+def test_no_permit_is_told_as_such() -> None:
+    """Where there is no permit the caller hears so; it is no failure of the broker."""
+
+    def permit() -> AbstractContextManager[None]:
+        raise ClientPoolTimeoutError("broker", 1.0, 1)
+
+    app = client_app(CONFIG, permit=permit)
+    with pytest.raises(ClientPoolTimeoutError):
+        app.control.broadcast("ping")
+    with pytest.raises(ClientPoolTimeoutError):
+        app.send_task("name", queue="queue")
+
+
+def test_settings_show_no_password() -> None:
+    """Neither repr nor str of the app's settings has a password."""
+    config = resolve(
+        "clipper",
+        "v1",
+        env={},
+        broker_url="sentinel://:canary@localhost",
+        result_backend="redis://:canary@localhost",
+        broker_transport_options={"master_name": "m", "sentinel_kwargs": {"password": "canary"}},
+    )
+    conf = client_app(config).conf
+    assert "sentinel" in repr(conf)
+    assert "canary" not in f"{conf!r} {conf!s}"

@@ -12,6 +12,7 @@ from celery import Celery
 
 from sandai.op.models import (
     ClientPoolTimeoutError,
+    ConfigurationError,
     InvalidResultFormatError,
     TaskExecutionError,
 )
@@ -159,11 +160,11 @@ def test_no_slot() -> None:
 
 def test_failure_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that fails is a typed error, with its permit back and its password hidden."""
-    backend = opened("mongodb://me:canary@127.0.0.1:1/db")
+    backend = opened("cache+memory://me:canary@127.0.0.1:1/db")
 
     class Failing:
         def get_task_meta(self, task_id: str) -> Any:
-            raise RuntimeError("mongodb://me:canary@127.0.0.1:1/db does not answer")
+            raise RuntimeError("cache+memory://me:canary@127.0.0.1:1/db does not answer")
 
     monkeypatch.setattr(backend, "_own", Failing)
     with pytest.raises(TransportError) as caught:
@@ -195,3 +196,13 @@ def test_readers_are_made_once_and_closed() -> None:
     backend.close()
     assert isinstance(reader, Reading)
     assert reader.closed == 1
+
+
+@pytest.mark.parametrize("url", ["mongodb://me:canary@h/db", "cache+memcached://me:canary@h/"])
+def test_backend_whose_library_is_missing(url: str) -> None:
+    """A backend that cannot be built is told of when the client is made, not in a wait."""
+    with pytest.raises(ConfigurationError) as caught:
+        opened(url)
+    assert caught.value.setting == "result_backend"
+    assert "library" in caught.value.reason
+    assert "canary" not in f"{caught.value!s} {caught.value!r}"

@@ -190,6 +190,8 @@ BAD_ARGUMENTS: list[tuple[str, object]] = [
     ("pool_acquire_timeout", -0.1),
     ("pool_acquire_timeout", float("inf")),
     ("io_timeout", 0),
+    ("io_timeout", 1e12),
+    ("pool_acquire_timeout", 1e300),
     ("io_timeout", None),
     ("task_serializer", "pickle"),
     ("result_serializer", "yaml"),

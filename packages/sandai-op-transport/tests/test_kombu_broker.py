@@ -81,7 +81,7 @@ def test_filesystem(tmp_path: Path) -> None:
     broker = KombuBroker(config.broker_key)
     batch = messages(broker, config, 2)
     assert broker.send(batch, acquire_timeout=0) == [None, None]
-    broker.ping(batch[0], timeout=1)
+    broker.ping(batch[0], acquire_timeout=1, timeout=1)
     broker.close()
     stored = [json.loads(path.read_text()) for path in tmp_path.glob("*.msg")]
     assert {message["headers"]["id"] for message in stored} == {m.task_id for m in batch}
@@ -92,7 +92,7 @@ def test_ping_leaves_nothing(broker: KombuBroker) -> None:
     config = resolve("unheard-of", "v1", env={}, broker_url="memory://", result_backend="rpc://")
     builder = TaskBuilder(config)
     message = builder.task(broker.messages, "", [], {}, TaskControls())
-    broker.ping(message, timeout=1)
+    broker.ping(message, acquire_timeout=1, timeout=1)
     assert message.queue not in memory.Channel.queues
 
 
@@ -105,7 +105,7 @@ def test_nobody_there(config: Config) -> None:
         assert outcome.maybe_done is False
         assert "canary" not in str(outcome)
     with pytest.raises(TransportError):
-        broker.ping(messages(broker, config, 1)[0], timeout=1)
+        broker.ping(messages(broker, config, 1)[0], acquire_timeout=1, timeout=1)
     assert time.monotonic() - started < 1
     assert broker.statistics().connections.in_use == 0
 

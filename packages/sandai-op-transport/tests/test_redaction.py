@@ -103,7 +103,7 @@ def test_failures(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) ->
         with pytest.raises(TransportError) as caught:
             transport.backend.look(["id"], acquire_timeout=1)
         with pytest.raises(TransportError) as pinged:
-            transport.broker.ping(message, timeout=0.5)
+            transport.broker.ping(message, acquire_timeout=0.5, timeout=0.5)
     for error in (outcome, caught.value, pinged.value):
         assert CANARY not in "".join(traceback.format_exception(error))
     assert CANARY not in caplog.text

@@ -326,12 +326,12 @@ def test_ping(broker: RedisBroker, scripted_redis: ScriptedRedis) -> None:
         command[0], b"+QUEUED\r\n" if command[0] in (b"LPUSH", b"LREM") else b"+OK\r\n"
     )
     [message] = messages(1)
-    broker.ping(message, timeout=10)
+    broker.ping(message, acquire_timeout=10, timeout=10)
     names = [command[0] for command in scripted_redis.commands][-4:]
     assert names == [b"MULTI", b"LPUSH", b"LREM", b"EXEC"]
     answers[b"EXEC"] = b"*2\r\n-OOM command not allowed\r\n:0\r\n"
     with pytest.raises(TransportError):
-        broker.ping(message, timeout=10)
+        broker.ping(message, acquire_timeout=10, timeout=10)
 
 
 def test_hurried_ping_leaves_no_hurry_behind(
@@ -339,7 +339,7 @@ def test_hurried_ping_leaves_no_hurry_behind(
 ) -> None:
     """A ping's own short timeout is not left on a connection for others."""
     scripted_redis.script = lambda command: b"+OK\r\n"
-    broker.ping(messages(1)[0], timeout=0.5)
+    broker.ping(messages(1)[0], acquire_timeout=0.5, timeout=0.5)
     assert broker.statistics().connections.idle == 0
 
 

@@ -1,6 +1,7 @@
 """URLs: what each spelling means, and which are refused."""
 
 import ssl
+import sys
 from typing import Any
 
 import pytest
@@ -139,13 +140,28 @@ def test_disabled_backend() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["amqp://h//", "amqps://h", "pyamqp://h", "memory://", "filesystem://", "sqs://", "SQS://"],
+    ["amqp://h//", "amqps://h", "pyamqp://h", "memory://", "filesystem://", "AMQP://h//"],
 )
 def test_other_brokers(url: str) -> None:
     """kombu's transports are brokers."""
     config = configured(broker_url=url, result_backend="cache+memory://")
     assert not is_redis(config.broker_url)
     assert scheme_of(config.broker_url) == scheme_of(url)
+
+
+def test_broker_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that cannot be loaded is told of when the client is made, not at a call."""
+    monkeypatch.setitem(sys.modules, "kombu.transport.SQS", None)
+    error = refused("sqs://me:canary@h")
+    assert "library" in error.reason
+    assert "canary" not in str(error)
+
+
+@pytest.mark.parametrize("host", [".example.com", f"{'a' * 64}.example.com"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_host_that_no_resolver_takes(scheme: str, host: str) -> None:
+    """A host that can be no host's name is refused; the resolver would raise UnicodeError."""
+    assert "host" in refused(f"{scheme}://{host}:6379/0").reason
 
 
 @pytest.mark.parametrize("url", ["rpc://", "cache+memory://", "file:///results", "mongodb://h/db"])

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 
-from sandai.op.models import BatchTaskResult, LegacyTaskResult, OperatorError, batch
+from sandai.op.models import (
+    BatchTaskResult,
+    InvalidTaskError,
+    LegacyTaskResult,
+    OperatorError,
+    batch,
+)
 from sandai.op.transport import Config, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
@@ -59,19 +65,11 @@ class BatchCalls:
 
         *timeout* (seconds) is one budget for all: what is not there by then is
         a :class:`TaskTimeoutError` in its own place. Raises
-        :class:`ClientClosedError`, and with a timeout of 0 what a single look
-        raises.
+        :class:`ClientClosedError`, :class:`InvalidTaskError` for what is no
+        submission, and with a timeout of 0 what a single look raises.
         """
         self._results.check_open()
-        limit = self._results.wait_limit(timeout)
-        reducer = batch.BatchReducer()
-        for submission in submissions:
-            reducer.expect(submission.index, submission.task_id, submission.error)
-        delete = self.config.auto_forget_result
-        for document in self._results.wait_many(list(reducer), limit, delete=delete):
-            reducer.accept_reply(document.task_id, document.reply)
-        reducer.expire(limit, self._results.failure)
-        return reducer.results()
+        return self._collect(submissions, timeout, self._results.deadline(timeout))
 
     def batch_sync_detailed(
         self,
@@ -82,7 +80,12 @@ class BatchCalls:
         cancel_key: str | None = None,
         persistent_output: bool = False,
     ) -> list[BatchTaskResult]:
-        """Submit a batch and collect it; see :meth:`batch_submit`, :meth:`batch_collect`."""
+        """
+        Submit a batch and collect it; see :meth:`batch_submit`, :meth:`batch_collect`.
+
+        *timeout* is counted from the beginning of the call.
+        """
+        deadline = self._results.deadline(timeout)
         submissions = self.batch_submit(
             tasks,
             priority=priority,
@@ -90,7 +93,7 @@ class BatchCalls:
             cancel_key=cancel_key,
             persistent_output=persistent_output,
         )
-        return self.batch_collect(submissions, timeout=timeout)
+        return self._collect(submissions, timeout, deadline)
 
     def batch_async(
         self,
@@ -129,3 +132,21 @@ class BatchCalls:
             persistent_output=persistent_output,
         )
         return [result.to_legacy_tuple() for result in results]
+
+    def _collect(
+        self, submissions: Iterable[object], timeout: float | None, deadline: float
+    ) -> list[BatchTaskResult]:
+        limit = self._results.wait_limit(timeout)
+        reducer = batch.BatchReducer()
+        for number, submission in enumerate(submissions):
+            if not isinstance(submission, SubmittedTask):
+                kind = type(submission).__name__
+                reason = f"what batch_submit() returned was expected, not {kind}"
+                raise InvalidTaskError(f"submissions[{number}]", reason)
+            reducer.expect(submission.index, submission.task_id, submission.error)
+        delete = self.config.auto_forget_result
+        documents = self._results.wait_many(list(reducer), limit, delete=delete, deadline=deadline)
+        for document in documents:
+            reducer.accept_reply(document.task_id, document.reply)
+        reducer.expire(limit, self._results.failure)
+        return reducer.results()

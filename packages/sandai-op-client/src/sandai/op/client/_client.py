@@ -157,9 +157,10 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         :class:`InvalidResultFormatError`.
         """
         self._results.check_open()
+        deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         task_id = self._submitter.task(input_artifacts, options, controls)
-        document = self._wait(task_id, timeout)
+        document = self._wait(task_id, timeout, deadline)
         return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     @property
@@ -195,6 +196,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         Never raises for an unhealthy operator: the result says how far it came.
         """
         self._results.check_open()
+        deadline = self._results.deadline(timeout)
         message = self._submitter.probe(timeout)
         task_id = message.task_id
         try:
@@ -204,7 +206,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
                 False, False, False, getattr(error, "task_id", None), str(error)
             )
         try:
-            reply = self._wait(task_id, timeout).reply()
+            reply = self._wait(task_id, timeout, deadline).reply()
         except ClientClosedError:
             raise
         except OperatorError as error:
@@ -248,16 +250,20 @@ class OperatorClient(BatchCalls, ConfiguredClient):
             if not sys.is_finalizing():
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
 
-    def _wait(self, task_id: str, timeout: float | None) -> ResultDocument:
+    def _wait(self, task_id: str, timeout: float | None, deadline: float) -> ResultDocument:
         document = self._results.wait(
-            task_id, self._results.wait_limit(timeout), delete=self.config.auto_forget_result
+            task_id,
+            self._results.wait_limit(timeout),
+            delete=self.config.auto_forget_result,
+            deadline=deadline,
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 
     def _fetch_description(self) -> dict[str, Any]:
+        deadline = self._results.deadline(None)
         task_id = self._submitter.send(self._submitter.description())
-        reply = self._wait(task_id, None).reply()
+        reply = self._wait(task_id, None, deadline).reply()
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

@@ -1,12 +1,16 @@
 """What a submission returns: Celery's ``AsyncResult`` on our bounded backend."""
 
+import weakref
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from celery import Celery
 from celery.backends.base import BaseBackend
-from celery.result import AsyncResult
+from celery.result import AsyncResult, result_from_tuple
+from celery.utils.time import maybe_iso8601
+from vine import barrier
 
 from sandai.op.transport import READY_STATES, ResultDocument
 
@@ -24,6 +28,8 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
     """
 
     supports_native_join = True
+    #: ``ResultSet.then()`` calls back only where results arrive by themselves.
+    is_async = True
 
     def __init__(self, app: Celery, reader: "ResultReader") -> None:
         super().__init__(app, max_cached_results=-1)
@@ -35,7 +41,7 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> dict[str, Any]:
         """Look once."""
-        return _meta(self._reader.look(task_id))
+        return self._meta(self._reader.look(task_id))
 
     def task_result_exists(self, task_id: str) -> bool:
         """Return whether anything is stored for the task."""
@@ -45,7 +51,8 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
         self, task_id: str, timeout: float | None = None, *_: Any, **__: Any
     ) -> dict[str, Any]:
         """Wait until the task is ready; ``None`` is the client's timeout."""
-        return _meta(self._reader.wait(task_id, self._reader.wait_limit(timeout), delete=False))
+        limit = self._reader.wait_limit(timeout)
+        return self._meta(self._reader.wait(task_id, limit, delete=False))
 
     def get_many(
         self, task_ids: Iterable[str], timeout: float | None = None, *_: Any, **__: Any
@@ -55,15 +62,24 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
         limit = self._reader.wait_limit(timeout)
         for document in self._reader.wait_many(list(waiting), limit, delete=False):
             del waiting[document.task_id]
-            yield document.task_id, _meta(document)
+            yield document.task_id, self._meta(document)
         for task_id in waiting:
             raise self._reader.late(task_id, limit)
 
     def add_pending_result(self, result: AsyncResult, weak: bool | None = None) -> AsyncResult:
         """Have ``then()``'s promise fulfilled; a plain ``get()`` waits by itself."""
         if weak is not None:
-            self._reader.watch(result.id, lambda document: result._maybe_set_cache(_meta(document)))
+            held = weakref.ref(result) if weak else lambda: result
+
+            def tell(document: ResultDocument) -> None:
+                if (told := held()) is not None:
+                    told._maybe_set_cache(self._meta(document))
+
+            self._reader.watch(result.id, tell, keeper=result if weak else None)
         return result
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a handle belongs to its client: keep its task_id, and attach() to it")
 
     def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
         """Return *meta*: exceptions in it are instances already."""
@@ -71,6 +87,9 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
 
     def _forget(self, task_id: str) -> None:
         self._reader.forget([task_id])
+
+    def _meta(self, document: ResultDocument) -> dict[str, Any]:
+        return celery_meta(document, self.app)
 
 
 class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
@@ -88,13 +107,16 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
         """The task's id."""
         return str(self.id)
 
-    def get(self, timeout: float | None = None, propagate: bool = True, **kwargs: Any) -> Any:
+    def get(
+        self, timeout: float | None = None, propagate: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
         """
         Wait for the reply; *timeout* in seconds, ``None`` for the client's.
 
         Usable inside another task: it waits on a thread of its own.
         """
-        return super().get(timeout, propagate, **{"disable_sync_subtasks": False, **kwargs})
+        inside = {"disable_sync_subtasks": False, **kwargs}
+        return super().get(timeout, propagate, *args, **inside)
 
     wait = get
 
@@ -108,12 +130,16 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
         # Attached before it is watched: vine's promises are not thread-safe.
         attached = self.on_ready.then(callback, on_error)
         if self._cache is None:
-            self.backend.add_pending_result(self, weak=weak)
+            # A ResultSet, which asks this of its members when it is made, keeps them itself.
+            self.backend.add_pending_result(self, weak=weak or isinstance(callback, barrier))
         return attached
 
     def _maybe_set_cache(self, meta: Any) -> Any:
         # Once: a promise that is fulfilled again calls callbacks again.
         return super()._maybe_set_cache(meta) if self._cache is None else self._cache
+
+    def __deepcopy__(self, memo: Any) -> "OperatorAsyncResult":
+        return copy(self)  # whose client stays the same
 
     def __del__(self) -> None:
         """Do nothing: finalizers do no I/O."""
@@ -145,7 +171,18 @@ class SubmittedTask:
         return getattr(self.error, "task_id", None)
 
 
-def _meta(document: ResultDocument) -> dict[str, Any]:
-    if document.state not in READY_STATES or (failure := document.failure) is None:
-        return document.meta
-    return {**document.meta, "status": document.state, "result": failure}
+def celery_meta(document: ResultDocument, app: Celery) -> dict[str, Any]:
+    """Return what an ``AsyncResult`` reads; parts that it would stumble over are left out."""
+    meta = {"result": None, **document.meta, "status": document.state}
+    if document.state in READY_STATES and (failure := document.failure) is not None:
+        meta["result"] = failure
+    try:
+        for child in meta.get("children") or ():
+            result_from_tuple(child, app)
+    except Exception:
+        meta["children"] = None
+    try:
+        maybe_iso8601(meta.get("date_done"))
+    except Exception:
+        meta["date_done"] = None
+    return meta

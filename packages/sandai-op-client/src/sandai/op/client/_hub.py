@@ -11,6 +11,7 @@ import math
 import selectors
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from attrs import frozen
@@ -71,6 +72,7 @@ class ResultHub:
         self._closing = False
         self._wakeup = Wakeup()
         self._asleep_until = 0.0
+        self._gone: deque[tuple[str, Waiter]] = deque()
         self._pushed = self._swept = self._sweeps = 0
 
     def watch(self, task_ids: Iterable[str], waiter: Waiter, *, delete: bool) -> None:
@@ -98,6 +100,10 @@ class ResultHub:
         if line is not None:
             line.flush()
         return given_up
+
+    def unwatch_later(self, task_id: str, waiter: Waiter) -> None:
+        """Stop waiting soon; for finalizers: no lock, no I/O."""
+        self._gone.append((task_id, waiter))
 
     @property
     def failure(self) -> OperatorError | None:
@@ -206,6 +212,9 @@ class ResultHub:
     # Its work.
 
     def _work(self, now: float) -> None:
+        while self._gone:
+            task_id, waiter = self._gone.popleft()
+            self._table.discard([task_id], waiter)
         self._push.check()
         if self._push.line is None and len(self._table):
             pushed = self._push.open_when_possible(now)

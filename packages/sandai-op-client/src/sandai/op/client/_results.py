@@ -2,17 +2,18 @@
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
 from celery import Celery
 
 from sandai.op.models import (
     ClientClosedError,
-    InvalidTaskError,
     OperatorError,
     TaskTimeoutError,
+    protocol,
 )
 from sandai.op.transport import (
     Config,
@@ -65,19 +66,27 @@ class ResultReader:
     def _make_app(self) -> Celery:
         return client_app(
             self._config,
-            permit=lambda: self._transport.broker.permit(self._config.pool_acquire_timeout),
+            permit=self._permit,
             make_backend=lambda app: BoundedBackend(app, self),
+            result_cls=OperatorAsyncResult,
         )
 
+    def _permit(self) -> AbstractContextManager[None]:
+        self.check_open()
+        return self._transport.broker.permit(self._config.pool_acquire_timeout)
+
     def handle(self, task_id: object) -> OperatorAsyncResult:
-        """Return a handle on a task; raises :class:`InvalidTaskError` for an empty id."""
-        if not isinstance(task_id, str) or not task_id:
-            raise InvalidTaskError("task_id", "must be a task's id, not an empty string")
-        return OperatorAsyncResult(task_id, self.app.backend, None, self.app)
+        """Return a handle on a task; raises :class:`InvalidTaskError` for what is no id."""
+        known = protocol.check_task_id(task_id)
+        return OperatorAsyncResult(known, self.app.backend, None, self.app)
 
     def wait_limit(self, timeout: float | None) -> float | None:
         """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
         return self._builder.wait_limit(timeout)
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the ``time.monotonic()`` at which a call that begins now is over."""
+        return deadline_after(self.wait_limit(timeout))
 
     @property
     def failure(self) -> OperatorError | None:
@@ -92,7 +101,14 @@ class ResultReader:
         assert isinstance(hub, ResultHub)
         return hub
 
-    def wait(self, task_id: str, timeout: float | None, *, delete: bool) -> ResultDocument:
+    def wait(
+        self,
+        task_id: str,
+        timeout: float | None,
+        *,
+        delete: bool,
+        deadline: float | None = None,
+    ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
@@ -100,7 +116,7 @@ class ResultReader:
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
-        for document in self.wait_many([task_id], timeout, delete=delete):
+        for document in self.wait_many([task_id], timeout, delete=delete, deadline=deadline):
             return document
         raise self.late(task_id, timeout)
 
@@ -111,15 +127,26 @@ class ResultReader:
         return error
 
     def wait_many(
-        self, task_ids: Sequence[str], timeout: float | None, *, delete: bool
+        self,
+        task_ids: Sequence[str],
+        timeout: float | None,
+        *,
+        delete: bool,
+        deadline: float | None = None,
     ) -> Iterator[ResultDocument]:
-        """Yield ready documents as they come, until all have or *timeout* is over."""
+        """
+        Yield ready documents as they come, until all have or *timeout* is over.
+
+        A *deadline* (``time.monotonic()``) is that of a call that began before.
+        """
         if timeout == 0:
             yield from self._look_once(task_ids, delete=delete)
             return
         if not task_ids:
             return
-        deadline = deadline_after(timeout)
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
+        deadline = deadline_after(timeout) if deadline is None else deadline
         hub = self.hub
         if hub.is_current_thread:
             raise RuntimeError("a callback of then() may not wait: it runs where results are read")
@@ -155,6 +182,8 @@ class ResultReader:
     def look_many(self, task_ids: Sequence[str]) -> list[ResultDocument]:
         """Return what is stored now; raises as :meth:`look` does."""
         self.check_open()
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
         documents: list[ResultDocument] = []
         for start in range(0, len(task_ids), _LOOK_KEYS):
             chunk = task_ids[start : start + _LOOK_KEYS]
@@ -164,15 +193,36 @@ class ResultReader:
     def forget(self, task_ids: Sequence[str]) -> None:
         """Delete results; raises as :meth:`look` does."""
         self.check_open()
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
         self._guarded(self._transport.backend.delete, task_ids)
 
-    def watch(self, task_id: str, callback: Callable[[ResultDocument], None]) -> None:
-        """Call *callback*, from the hub's thread, once the task is ready."""
-        waiter = _Callback(task_id, callback, self._callbacks)
+    def watch(
+        self,
+        task_id: str,
+        callback: Callable[[ResultDocument], None],
+        *,
+        keeper: object | None = None,
+    ) -> None:
+        """
+        Call *callback*, from the hub's thread, once the task is ready.
+
+        With a *keeper* only as long as that object lives; it is held weakly.
+        """
+        hub = self.hub
+        waiter = _Callback(protocol.check_task_id(task_id), callback, self._callbacks)
         self._callbacks.add(waiter)
+        if keeper is not None:
+
+            def gone(_: object) -> None:
+                # In a finalizer: no lock, no I/O.
+                self._callbacks.discard(waiter)
+                hub.unwatch_later(task_id, waiter)
+
+            waiter.keeper = weakref.ref(keeper, gone)
         try:
             self.check_open()
-            self.hub.watch([task_id], waiter, delete=False)
+            hub.watch([task_id], waiter, delete=False)
             # After adding: close() either finds the callback or is seen here.
             self.check_open()
         except BaseException:
@@ -243,6 +293,7 @@ class _Callback:
         self.task_id = task_id
         self._function = function
         self._callbacks = callbacks
+        self.keeper: object = None
 
     def deliver(self, document: ResultDocument) -> None:
         self._callbacks.discard(self)

@@ -78,7 +78,11 @@ class Submitter:
         message = self._builder.probe(broker.messages, reply_to, timeout, priority)
         limit = self._builder.wait_limit(timeout)
         patience = self._config.pool_acquire_timeout
-        broker.ping(message, timeout=patience if limit is None else min(limit, patience))
+        broker.ping(
+            message,
+            acquire_timeout=patience if limit is None else min(limit, patience),
+            timeout=limit,
+        )
 
     def description(self) -> TaskMessage:
         """Build the message that asks the operator what it is."""

@@ -15,7 +15,7 @@ from cattrs.errors import AttributeValidationNote, ClassValidationError, Iterabl
 
 from ._errors import InvalidTaskError, OperatorError
 from ._redact import redact
-from ._tasks import Artifact, TaskRequest
+from ._tasks import PERSISTENT_OUTPUT, Artifact, TaskRequest
 from ._text import text, type_name
 
 converter = Converter()
@@ -109,6 +109,11 @@ def structure_request(kwargs: Mapping[str, Any], *, task_id: str) -> TaskRequest
     except (ClassValidationError, IterableValidationError, TypeError) as error:
         path, reason = _first_fault(error)
         raise InvalidTaskError(path or "kwargs", reason) from error
+    keep = request.meta.get(PERSISTENT_OUTPUT)
+    if keep is not None and not isinstance(keep, bool):
+        raise InvalidTaskError(
+            f"meta.{PERSISTENT_OUTPUT}", f"true or false was expected, not {type_name(keep)}"
+        )
     request.task_id = task_id
     return request
 

@@ -200,7 +200,7 @@ class InvalidTaskError(OperatorError, ValueError):
     """
 
     path: str
-    reason: str
+    reason: str = field(converter=redact)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -26,6 +26,8 @@ __all__ = [
     "DESCRIPTION_KWARGS",
     "PROBE_OPTIONS",
     "build_kwargs",
+    "check_cancel_key",
+    "check_task_id",
     "check_timeout",
     "decode_description",
     "decode_reply",
@@ -57,6 +59,26 @@ def check_timeout(value: object, *, setting: str = "timeout") -> float | None:
     if not value >= 0:  # NaN, too
         raise ConfigurationError(setting, value, "must be at least 0 seconds")
     return None if value > threading.TIMEOUT_MAX else value
+
+
+def check_cancel_key(value: object) -> str | None:
+    """Return a cancel key, ``None`` for an empty one, or raise :class:`InvalidTaskError`."""
+    if not value:
+        return None
+    if not isinstance(value, str):
+        raise InvalidTaskError("cancel_key", f"a string was expected, not {type_name(value)}")
+    return value
+
+
+def check_task_id(value: object) -> str:
+    """Return a task's id, or raise :class:`InvalidTaskError` for what can be none."""
+    if not isinstance(value, str):
+        raise InvalidTaskError("task_id", f"a task's id was expected, not {type_name(value)}")
+    if not value:
+        raise InvalidTaskError("task_id", "must be a task's id, not an empty string")
+    if text(value) != value:
+        raise InvalidTaskError("task_id", f"{text(value, repr)} is no text that UTF-8 can encode")
+    return value
 
 
 def wait_limit(timeout: float | None, default: float | None) -> float | None:
@@ -94,11 +116,7 @@ def build_kwargs(
     }
     if deadline is not None:
         kwargs["deadline"] = deadline
-    if cancel_key:
-        if not isinstance(cancel_key, str):
-            raise InvalidTaskError(
-                "cancel_key", f"a string was expected, not {type_name(cancel_key)}"
-            )
+    if cancel_key := check_cancel_key(cancel_key):
         kwargs["cancel_key"] = cancel_key
     if tracing:
         kwargs["_tracing"] = dict(tracing)
@@ -224,10 +242,15 @@ def failure_error(task_id: str, failure: object, traceback: object = None) -> Ta
     Return the error for a Celery task that itself failed.
 
     *failure* is the ``result`` of a FAILURE document, ``{"exc_type",
-    "exc_module", "exc_message"}``. Nothing that it names is imported.
+    "exc_module", "exc_message"}``, or in an accepted pickle the exception
+    itself. Nothing that it names is imported.
     """
     details: dict[str, Any] = {"exception_type": _UNKNOWN_TYPE}
     message = text(failure) if failure else _UNKNOWN_MESSAGE
+    if isinstance(failure, BaseException):
+        details["exception_type"] = type(failure).__name__
+        details["exception_module"] = type(failure).__module__
+        message = text(failure) or details["exception_type"]
     if isinstance(failure, Mapping):
         details["exception_type"] = text(failure.get("exc_type") or _UNKNOWN_TYPE)
         if failure.get("exc_module"):

@@ -1,5 +1,6 @@
 """A Celery app that is configured by us alone and touches nothing of the host's."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ from celery.app.utils import Settings
 from celery.loaders.app import AppLoader
 from kombu.exceptions import KombuError
 
-from sandai.op.models import OperatorError
+from sandai.op.models import OperatorError, redact
 
 from ._config import BrokerKey, Config
 from ._errors import TransportError
@@ -38,6 +39,12 @@ class _PinnedSettings(Settings):  # type: ignore[misc]  # Celery is untyped
     def result_backend(self) -> Any:
         return self.get("result_backend")
 
+    def __repr__(self) -> str:
+        # Celery's shows every value, the URLs' passwords among them.
+        return f"<settings for {redact(self.broker_url)}>"
+
+    __str__ = __repr__
+
 
 class _NoConfigurationModule(AppLoader):  # type: ignore[misc]  # Celery is untyped
     """A loader that does not read the host's ``CELERY_CONFIG_MODULE``."""
@@ -62,8 +69,9 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
 
     Celery's own calls on it (``control``, ``send_task``) open a connection for
     the call, under *permit*, so that they too stay within the broker's budget.
-    *make_backend* replaces the result backend that Celery would choose, *failed*
-    makes the caller's error of a broker that fails in such a call.
+    *make_backend* replaces the result backend that Celery would choose,
+    *result_cls* its ``AsyncResult``; *failed* makes the caller's error of a broker
+    that fails in such a call.
     """
 
     amqp_cls = _PermittedAMQP
@@ -74,6 +82,7 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
         *,
         permit: Permit = nullcontext,
         make_backend: Callable[[Celery], Any] | None = None,
+        result_cls: type | None = None,
         failed: Callable[[TransportError], OperatorError] = lambda error: error,
     ) -> None:
         super().__init__(
@@ -87,7 +96,11 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
         # own __setattr__ would make the class a setting.
         object.__setattr__(self._conf, "__class__", _PinnedSettings)
         self._permit = permit
+        #: The connection that this thread's call on the app holds.
+        self._held = threading.local()
         self._make_backend = make_backend
+        if result_cls is not None:
+            self.AsyncResult = self.subclass_with_self(result_cls)
         self._failed = failed
 
     @property
@@ -129,14 +142,25 @@ class _PermittedConnections:
     @contextmanager
     def acquire(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
         app = self._app
+        if (held := getattr(app._held, "connection", None)) is not None:
+            # ``control`` asks for a producer while it holds a connection: a second permit
+            # would deadlock against its own first.
+            yield held
+            return
         with app._permit(), app.connection_for_write() as connection:
             errors = (*connection.connection_errors, *connection.channel_errors, KombuError)
+            app._held.connection = connection
             try:
                 connect(connection, app.conf.broker_connection_timeout)
+                _drop_greeting(connection)
                 yield connection
+            except OperatorError:
+                raise
             except errors as error:
                 told = failure(app.conf.broker_url, error, maybe_done=False)
                 raise app._failed(told) from error
+            finally:
+                app._held.connection = None
 
     @contextmanager
     def acquire_channel(self, block: bool = True) -> Iterator[Any]:
@@ -163,6 +187,17 @@ class _PermittedProducers:
     def acquire(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
         with self._app.pool.acquire() as connection:
             yield self._app.amqp.Producer(connection, auto_declare=False)
+
+
+def _drop_greeting(connection: Any) -> None:
+    """
+    Close the socket over which kombu's Redis channel said PING when it was made.
+
+    It publishes over another one: that would be two for one permit.
+    """
+    pool = getattr(connection.default_channel, "async_pool", None)
+    if pool is not None:
+        pool.disconnect()
 
 
 def broker_app(key: BrokerKey, **kwargs: Any) -> OperatorApp:

@@ -39,11 +39,14 @@ class Broker(Protocol):
         :class:`InvalidTaskError` or a :class:`TransportError`.
         """
 
-    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+    def ping(
+        self, message: TaskMessage, *, acquire_timeout: float, timeout: float | None = None
+    ) -> None:
         """
         Check that *message* could be queued, and leave nothing behind.
 
-        Raises what :meth:`send` returns.
+        A *timeout* (seconds) shorter than the I/O timeout takes its place. Raises
+        what :meth:`send` returns.
         """
 
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 from celery.backends.base import KeyValueStoreBackend
+from celery.backends.cache import CacheBackend
+from celery.exceptions import ImproperlyConfigured
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from sandai.op.models import redact
+from sandai.op.models import ConfigurationError, redact
 
 from ._app import OperatorApp, broker_app
 from ._backend import BackendStatistics, Reader
@@ -39,6 +41,17 @@ class CeleryBackend:
         self._prepared = not key.result_backend.startswith("rpc://")
         self._preparing = threading.Lock()
         self._readers = Readers()
+        self._check()
+
+    def _check(self) -> None:
+        """Raise :class:`ConfigurationError` for a backend that cannot even be built here."""
+        try:
+            backend = self._own()
+            if isinstance(backend, CacheBackend):
+                _ = backend.client  # loads the library, and connects to nothing yet
+        except (ImproperlyConfigured, ImportError) as error:
+            url = self._key.result_backend
+            raise ConfigurationError("result_backend", url, str(error)) from error
 
     def before_submit(self) -> None:
         """Declare the reply queue, once, where results are messages (``rpc://``)."""

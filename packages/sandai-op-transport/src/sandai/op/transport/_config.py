@@ -21,6 +21,8 @@ from ._url import check_backend_url, check_broker_url, scheme_of
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_TIMEOUT = 28800
 Scope = Literal["operator", "process"]
+#: Seconds; the operating system's clocks and sockets take no number of them.
+_LONGEST = 31_536_000
 
 _PREFIX = "SANDAI_OPERATOR_"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -280,7 +282,9 @@ def _url(setting: str, value: object) -> str:
 def _optional_text(setting: str, value: object) -> str | None:
     if value is None or value == "":
         return None
-    return _text(setting, value)
+    if not isinstance(value, str):
+        raise ConfigurationError(setting, value, "must be a string")
+    return value  # as it is: the operator compares it
 
 
 def _name(setting: str, value: object) -> str:
@@ -317,6 +321,8 @@ def _duration(setting: str, value: object) -> float:
         raise ConfigurationError(setting, value, "must be a finite number of seconds")
     if value < 0:
         raise ConfigurationError(setting, value, "must be at least 0 seconds")
+    if value > _LONGEST:
+        raise ConfigurationError(setting, value, f"must be at most {_LONGEST} seconds (a year)")
     return float(value)
 
 

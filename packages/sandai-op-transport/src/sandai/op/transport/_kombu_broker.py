@@ -115,10 +115,12 @@ class KombuBroker:
         rest = TransportError(failure.reason) if isinstance(failure, TransportError) else failure
         return outcomes + [rest] * (len(messages) - len(outcomes))
 
-    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+    def ping(
+        self, message: TaskMessage, *, acquire_timeout: float, timeout: float | None = None
+    ) -> None:
         """Connect and ask for the queue; publishes nothing."""
-        shorter = timeout if timeout < self._key.io_timeout else None
-        with self._pool.lease(timeout, io_timeout=shorter) as line:
+        shorter = timeout if timeout and timeout < self._key.io_timeout else None
+        with self._pool.lease(acquire_timeout, io_timeout=shorter) as line:
             try:
                 self._exists(line, message.queue)
             except Exception as error:

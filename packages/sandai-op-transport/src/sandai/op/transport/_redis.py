@@ -74,6 +74,9 @@ class RedisConnector:
                 connection.connect()
                 if self.address.sentinels:
                     self._check_master(connection)
+            except (TypeError, AttributeError, LookupError) as error:
+                connection.disconnect()
+                raise redis.ConnectionError("it does not answer as a Redis does") from error
             except BaseException:
                 connection.disconnect()
                 raise

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import DocumentDecoder, ResultDocument
+from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import Limiter
 from ._pool import ConnectionPool
@@ -57,7 +58,13 @@ class RedisBackend:
         return key.decode("utf-8", "replace")[self._prefix_length :]
 
     def documents(self, task_ids: Sequence[str], payloads: Sequence[Any]) -> list[ResultDocument]:
-        """Return the documents among the replies to an MGET of *task_ids*."""
+        """
+        Return the documents among the replies to an MGET of *task_ids*.
+
+        Raises :class:`TransportError` for what is no such reply.
+        """
+        if not isinstance(payloads, list) or len(payloads) != len(task_ids):
+            raise TransportError(f"Redis at {self.connector.address.label} answers wrongly to MGET")
         return [
             self.decoder.decode(task_id, payload)
             for task_id, payload in zip(task_ids, payloads, strict=True)

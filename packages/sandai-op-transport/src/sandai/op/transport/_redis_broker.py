@@ -71,17 +71,19 @@ class RedisBroker:
                 self._sent += 1
                 self.messages.after_publish(message)
 
-    def ping(self, message: TaskMessage, *, timeout: float) -> None:
+    def ping(
+        self, message: TaskMessage, *, acquire_timeout: float, timeout: float | None = None
+    ) -> None:
         """Push a message and take it out again in one transaction."""
-        shorter = timeout if timeout < self.connector.io_timeout else None
-        with self._pool.lease(timeout, io_timeout=shorter) as connection:
+        shorter = timeout if timeout and timeout < self.connector.io_timeout else None
+        with self._pool.lease(acquire_timeout, io_timeout=shorter) as connection:
             commands = self.ping_commands(message)
             self.check_ping(execute(self.connector, connection, commands))
 
     def ping_commands(self, message: TaskMessage) -> list[Command]:
         """Return the transaction that shows whether *message* could be queued."""
         queue = self.connector.address.key_prefix + message.queue
-        envelope = self.renderer.render(message)
+        envelope = self.renderer.render(message, signals=False)
         return [("MULTI",), ("LPUSH", queue, envelope), ("LREM", queue, 1, envelope), ("EXEC",)]
 
     def check_ping(self, replies: Sequence[Any]) -> None:

@@ -48,13 +48,13 @@ class EnvelopeRenderer:
         self._delivery_mode = {"transient": 1, "persistent": 2}.get(mode, mode)
         self._templates: dict[tuple[str, str, str], list[str | Stamp]] = {}
 
-    def render(self, message: TaskMessage) -> bytes:
+    def render(self, message: TaskMessage, *, signals: bool = True) -> bytes:
         """
-        Return the bytes to push.
+        Return the bytes to push; without *signals* nobody is told that they will be.
 
         Raises :class:`InvalidTaskError` when they are more than Redis takes.
         """
-        if someone_listens_before_publish():
+        if signals and someone_listens_before_publish():
             text = self._render_with_signal(message)
         else:
             key = (message.task_name, message.queue, message.content_type)

@@ -36,7 +36,8 @@ class TaskBuilder:
     def check(self, controls: TaskControls) -> None:
         """Raise for controls that no task can be sent with."""
         self.wait_limit(controls.timeout)
-        Priority.parse(controls.priority or self._config.priority)
+        Priority.parse(self._priority(controls))
+        protocol.check_cancel_key(controls.cancel_key)
 
     def task(
         self,
@@ -60,7 +61,7 @@ class TaskBuilder:
             cancel_key=controls.cancel_key or self._config.cancel_key,
             persistent_output=controls.persistent_output,
         )
-        return self._message(messages, reply_to, kwargs, controls.priority or self._config.priority)
+        return self._message(messages, reply_to, kwargs, self._priority(controls))
 
     def probe(
         self,
@@ -84,6 +85,9 @@ class TaskBuilder:
                 self._config.operator_name, self._config.operator_version, message.task_id
             )
         return outcome
+
+    def _priority(self, controls: TaskControls) -> str:
+        return self._config.priority if controls.priority is None else controls.priority
 
     def _message(
         self, messages: MessageFactory, reply_to: str, kwargs: Mapping[str, Any], priority: str

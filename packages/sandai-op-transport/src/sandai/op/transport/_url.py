@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from attrs import field, frozen
 from celery.app.backends import BACKEND_ALIASES
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, get_transport_cls
 from kombu.utils.url import url_to_parts
 
 from sandai.op.models import ConfigurationError
@@ -53,6 +53,16 @@ def check_broker_url(setting: str, url: str, options: Mapping[str, Any]) -> None
         raise ConfigurationError(
             setting, url, f"the scheme {scheme!r} is no broker; known: {known}"
         )
+    else:
+        _check_transport(setting, url, kind)
+
+
+def _check_transport(setting: str, url: str, kind: str) -> None:
+    try:
+        get_transport_cls(kind)
+    except ImportError as error:
+        reason = f"kombu's {kind} transport needs a library that is not installed: {error}"
+        raise ConfigurationError(setting, url, reason) from error
 
 
 def check_backend_url(
@@ -136,6 +146,8 @@ class RedisAddress:
         except ValueError:
             # What the parser says may quote a part of the password.
             raise ConfigurationError(setting, url, f"cannot be read; {_ENCODE}") from None
+        for host in (parts.hostname, *(host for host, _ in sentinels)):
+            _check_host(setting, url, host)
         query = {**parts.query}
         said = {**query, **options}
         socket_path = f"/{parts.path}" if scheme == "redis+socket" and parts.path else None
@@ -175,6 +187,13 @@ class RedisAddress:
             sentinels = ", ".join(f"{host}:{port}" for host, port in self.sentinels)
             return f"the master {self.master_name!r} of {sentinels}"
         return self.path or f"{self.host}:{self.port}/{self.db}"
+
+
+def _check_host(setting: str, url: str, host: str | None) -> None:
+    try:
+        (host or "").encode("idna")  # as the resolver of names does
+    except UnicodeError:
+        raise ConfigurationError(setting, url, "the host can be no host's name") from None
 
 
 def _database(setting: str, url: str, value: object) -> int:
