@@ -6,14 +6,19 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psutil
 import pytest
 
-from conftest import JANITOR, CreateClient
+from celery_worker import CeleryWorker
+from conftest import EXAMPLES, JANITOR, CreateClient
 from light_operator import LightOperator
 from sandai.op.client import OperatorClient
+from sandai.op.models import TaskExecutionError
 from watching import (
     ConnectionSampler,
     best_of,
@@ -183,6 +188,45 @@ def test_celerys_own_calls_keep_to_the_budget(database: str, create_client: Crea
     done.set()
     watcher.join()
     assert peak == 1
+
+
+def test_replies_over_the_broker(
+    database: str, create_client: CreateClient, tmp_path: Path
+) -> None:
+    """With rpc:// many waits share one connection for replies, and nothing is left after close."""
+    environment = {
+        "SANDAI_OPERATOR_CELERY_BROKER_URL": database,
+        "SANDAI_OPERATOR_CELERY_RESULT_BACKEND": "rpc://",
+        "VIDEO_CLIPPER_WORK_DIR": str(tmp_path),
+    }
+    port = urlsplit(database).port
+
+    def sockets() -> int:
+        """Count this process's connections to the server."""
+        own = psutil.Process().net_connections("tcp")
+        return sum(c.status == "ESTABLISHED" and c.raddr.port == port for c in own)
+
+    before = sockets()
+    operator = ("video-clipper", "v1")
+    worker = CeleryWorker(
+        "video_clipper.worker", *operator, environment=environment, folders=[EXAMPLES]
+    )
+    with worker, ThreadPoolExecutor(12) as pool:
+        client = create_client(
+            *operator, broker_url=database, result_backend="rpc://", broker_pool_limit=2, timeout=20
+        )
+        assert client.probe().response_ok
+        assert "options_schema" in client.desc
+        calls = [pool.submit(client.batch_sync_detailed, [([], {})] * 5) for _ in range(12)]
+        peak = 0
+        while not all(call.done() for call in calls):
+            peak = max(peak, sockets() - before)
+        assert all(isinstance(r.error, TaskExecutionError) for c in calls for r in c.result())
+        assert 1 <= peak <= 2 + 1
+        handles = [client.async_call([], {"test": True}) for _ in range(3)]
+        assert [handle.get(timeout=10)["status"] for handle in handles] == ["success"] * 3
+        client.close()
+        eventually(lambda: sockets() <= before, within=1)
 
 
 def test_waits_given_up_leave_nothing(database: str, create_client: CreateClient) -> None:

@@ -152,7 +152,6 @@ class _PermittedConnections:
             app._held.connection = connection
             try:
                 connect(connection, app.conf.broker_connection_timeout)
-                _drop_greeting(connection)
                 yield connection
             except OperatorError:
                 raise
@@ -187,17 +186,6 @@ class _PermittedProducers:
     def acquire(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
         with self._app.pool.acquire() as connection:
             yield self._app.amqp.Producer(connection, auto_declare=False)
-
-
-def _drop_greeting(connection: Any) -> None:
-    """
-    Close the socket over which kombu's Redis channel said PING when it was made.
-
-    It publishes over another one: that would be two for one permit.
-    """
-    pool = getattr(connection.default_channel, "async_pool", None)
-    if pool is not None:
-        pool.disconnect()
 
 
 def broker_app(key: BrokerKey, **kwargs: Any) -> OperatorApp:

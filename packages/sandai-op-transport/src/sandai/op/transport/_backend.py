@@ -70,8 +70,11 @@ def open_backend(key: BackendKey) -> Backend:
     """Return a backend for a sharing key; nothing is connected yet."""
     from ._celery_backend import CeleryBackend
     from ._redis_backend import RedisBackend
+    from ._rpc_backend import RpcBackend
 
-    return (RedisBackend if is_redis(key.result_backend) else CeleryBackend)(key)
+    if is_redis(key.result_backend):
+        return RedisBackend(key)
+    return CeleryBackend(key) if key.broker is None else RpcBackend(key)
 
 
 def chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

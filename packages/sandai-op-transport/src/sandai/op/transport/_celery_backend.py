@@ -1,8 +1,7 @@
-"""Every result backend that is not Redis, through Celery's own class; for threads."""
+"""Result backends that are neither Redis nor the broker, through Celery's class; for threads."""
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from sandai.op.models import ConfigurationError, redact
 
-from ._app import OperatorApp, broker_app
+from ._app import OperatorApp
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import DocumentDecoder, ResultDocument, from_meta, pending, undecodable
@@ -38,8 +37,6 @@ class CeleryBackend:
         self._decoder = DocumentDecoder(key.result_serializer, sorted(key.accept_content))
         self.reply_to = str(self._app.oid)
         self._backends = threading.local()
-        self._prepared = not key.result_backend.startswith("rpc://")
-        self._preparing = threading.Lock()
         self._readers = Readers()
         self._check()
 
@@ -54,13 +51,7 @@ class CeleryBackend:
             raise ConfigurationError("result_backend", url, str(error)) from error
 
     def before_submit(self) -> None:
-        """Declare the reply queue, once, where results are messages (``rpc://``)."""
-        if self._prepared:
-            return
-        with self._preparing:
-            if not self._prepared:
-                self._guarded(self._declare_reply_queue, self._key.io_timeout)
-                self._prepared = True
+        """Nothing to do: results are stored where they are looked for."""
 
     def look(self, task_ids: Sequence[str], *, acquire_timeout: float) -> list[ResultDocument]:
         """Ask Celery's backend for each task; see :meth:`Backend.look`."""
@@ -143,16 +134,9 @@ class CeleryBackend:
     def _cache(self) -> Any:
         return getattr(self._own(), "_cache", {})
 
-    def _declare_reply_queue(self) -> None:
-        with self._app.pool.acquire_channel() as (_, channel):
-            self._own().binding(channel).declare()
-
 
 def _backend_app(key: BackendKey) -> OperatorApp:
-    if key.broker is not None:
-        app = broker_app(key.broker, permit=nullcontext)
-    else:
-        app = OperatorApp({})
+    app = OperatorApp({})
     app.conf.update(
         result_backend=key.result_backend,
         result_serializer=key.result_serializer,

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from attrs import define, field
 from celery import Celery
-from kombu.connection import Connection
-from kombu.messaging import Producer
 
 from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
 
@@ -15,62 +12,10 @@ from ._app import broker_app
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
-from ._freeze import thaw
-from ._kombu_connection import bounded_options, connect, failure, is_amqp
+from ._kombu_connection import Line, LineOpener
 from ._limiter import Limiter
 from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
 from ._pool import ConnectionPool
-
-
-@define(eq=False)
-class _Line:
-    """One connection, its producer, and the queues seen to exist over it."""
-
-    connection: Connection
-    producer: Producer = field(default=None, init=False)
-    known_queues: set[str] = field(factory=set, init=False)
-    #: Messages that no queue took, as AMQP gives them back.
-    returned: list[Any] = field(factory=list, init=False)
-
-
-class _LineOpener:
-    """Opens, checks and closes the pool's connections."""
-
-    def __init__(self, key: BrokerKey) -> None:
-        self._key = key
-        self._is_amqp = is_amqp(key.broker_url)
-
-    def open(self, timeout: float | None) -> _Line:
-        """Connect within the I/O timeout, or *timeout* seconds if that is shorter."""
-        limit = self._key.io_timeout if timeout is None else min(timeout, self._key.io_timeout)
-        url = self._key.broker_url
-        options = bounded_options(url, thaw(self._key.transport_options), limit)
-        line = _Line(Connection(url, connect_timeout=limit, transport_options=options))
-        try:
-            connect(line.connection, limit)
-            channel: Any = line.connection.default_channel
-            line.producer = Producer(channel, auto_declare=False)
-            if self._is_amqp:
-                channel.events["basic_return"].add(lambda *args: line.returned.append(args))
-        except Exception as error:
-            line.connection.release()
-            raise self.failure(error, maybe_done=False) from error
-        except BaseException:
-            line.connection.release()
-            raise
-        return line
-
-    def usable(self, line: _Line) -> bool:
-        """Return whether kombu holds the connection for open."""
-        return bool(line.connection.connected)
-
-    def close(self, line: _Line) -> None:
-        """Close a connection and its channels."""
-        line.connection.release()
-
-    def failure(self, error: Exception, *, maybe_done: bool) -> TransportError:
-        """Return the error that tells of *error* at this broker."""
-        return failure(self._key.broker_url, error, maybe_done=maybe_done)
 
 
 class KombuBroker:
@@ -87,8 +32,8 @@ class KombuBroker:
         self._key = key
         self._app: Celery = broker_app(key)
         self.messages = MessageFactory(self._app, key.task_serializer)
-        self._opener = _LineOpener(key)
-        self._pool: ConnectionPool[_Line] = ConnectionPool(self.limiter, self._opener)
+        self._opener = LineOpener(key)
+        self._pool: ConnectionPool[Line] = ConnectionPool(self.limiter, self._opener)
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -138,7 +83,7 @@ class KombuBroker:
         """Close idle connections now, busy ones when their call ends."""
         self._pool.close()
 
-    def _publish(self, line: _Line, message: TaskMessage) -> None:
+    def _publish(self, line: Line, message: TaskMessage) -> None:
         headers, properties = self.messages.headers(message), self.messages.properties(message)
         if someone_listens_before_publish():
             message = self.messages.before_publish(message, headers, properties)
@@ -167,7 +112,7 @@ class KombuBroker:
         if line.returned:
             raise TransportError("the broker returned the task: no queue took it")
 
-    def _exists(self, line: _Line, queue: str) -> bool:
+    def _exists(self, line: Line, queue: str) -> bool:
         if queue in line.known_queues:
             return True
         channel = line.connection.channel()
