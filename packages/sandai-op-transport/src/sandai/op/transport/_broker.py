@@ -9,6 +9,7 @@ from attrs import frozen
 from sandai.op.models import OperatorError
 
 from ._config import BrokerKey
+from ._edges import Edges
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._url import is_redis
@@ -30,6 +31,8 @@ class Broker(Protocol):
 
     limiter: Limiter
     messages: MessageFactory
+    #: The loops' own ways into the queues.
+    senders: Edges
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """

@@ -10,11 +10,11 @@ from redis.exceptions import ResponseError
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import DocumentDecoder, ResultDocument
+from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import Limiter
 from ._pool import ConnectionPool
-from ._readers import Readers
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._url import RedisAddress
 
@@ -44,7 +44,7 @@ class RedisBackend:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
-        self._readers = Readers()
+        self._readers = Edges()
 
     def before_submit(self) -> None:
         """Nothing to do: results are keys."""
@@ -85,7 +85,8 @@ class RedisBackend:
 
     def reader(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one reader of *owner*."""
-        return self._readers.get(owner, make)
+        reader: Reader = self._readers.get(owner, make)
+        return reader
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""

@@ -12,6 +12,7 @@ from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from ._app import broker_app
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
+from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import Limiter
@@ -40,6 +41,7 @@ class RedisBroker:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
+        self.senders = Edges()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -103,4 +105,5 @@ class RedisBroker:
 
     def close(self) -> None:
         """Close idle connections now, busy ones when their call ends."""
+        self.senders.close()
         self._pool.close()
