@@ -246,12 +246,13 @@ def test_a_write_that_fails_breaks_the_line(line: Line, server: RespServer) -> N
     line.table.delete(["old"])
     push.flush()
     assert push.broken is not None
-    assert line.table.changes().delete == ["old"]
     for call in (push.check, lambda: push.receive(line.pushed.append)):
         with pytest.raises(TransportError):
             call()
     line.wait("a")
     push.flush()
+    push.close()
+    assert line.table.changes().delete == ["old"]
     assert len(server.seen(b"HELLO")) == 1
 
 
@@ -268,7 +269,7 @@ def test_a_write_that_is_interrupted_breaks_the_line(
     line.wait("a")
     line.table.delete(["old"])
     with monkeypatch.context() as patch:
-        patch.setattr(push._connection, "send_packed_command", interrupted)
+        patch.setattr(push._connection, "pack_commands", interrupted)
         with pytest.raises(KeyboardInterrupt):
             push.flush()
     with pytest.raises(TransportError, match="interrupted"):
@@ -307,7 +308,90 @@ def test_closing_reads_what_is_outstanding(line: Line, server: RespServer) -> No
     push.flush()
     push.close(linger=WAIT)
     assert server.stored == {}
-    assert push.fileno() >= 0
+    assert not line.table.changed
+    push.close()
+
+
+def test_deletions_without_a_reply_go_back(line: Line, server: RespServer) -> None:
+    """What a dying line may not have deleted is deleted again, unless it is waited for again."""
+    push = line.open()
+    push.resubscribe()
+    server.answer = lambda command: b"" if command[0] == b"DEL" else None
+    line.table.delete(["a", "b"])
+    push.flush()
+    line.wait("b")
+    server.cut()
+    push.close()
+    assert line.table.changes().delete == ["a"]
+
+
+def test_a_full_socket_keeps_nobody_waiting(line: Line, server: RespServer) -> None:
+    """What a server that does not read leaves is written later, by the hub's thread."""
+    push = line.open()
+    push.resubscribe()
+    push._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reading = threading.Event()
+
+    def slow(_: list[bytes]) -> None:
+        reading.wait(WAIT)
+
+    server.answer = slow
+    line.wait("first")
+    push.flush()
+    began = time.monotonic()
+    line.wait(*(f"task-{number}" for number in range(30_000)))
+    assert push.flush()
+    assert time.monotonic() - began < 2
+    assert push.unsent
+    reading.set()
+
+    def written() -> bool:
+        push.pump()
+        push.receive(line.pushed.append)
+        return not push.unsent and len(server.seen(b"SUBSCRIBE")) == 2
+
+    until(written)
+    assert len(server.channels) == 30_001
+
+
+def test_many_are_looked_at_elsewhere(line: Line, server: RespServer) -> None:
+    """A batch's first look is a sweep's: Redis drops a subscriber whose replies are too large."""
+    push = line.open()
+    push.resubscribe()
+    line.wait(*(f"task-{number}" for number in range(300)))
+    assert push.flush()
+    assert push.look_wanted
+    until(lambda: len(server.channels) == 300)
+    assert not server.seen(b"MGET")
+
+
+def test_closing_under_writers(line: Line) -> None:
+    """Threads that write while the line is closed get no error, and open nothing."""
+    errors: list[BaseException] = []
+
+    def write(name: str, push: PushLine, start: threading.Barrier) -> None:
+        start.wait(WAIT)
+        try:
+            for number in range(50):
+                line.wait(f"{name}{number}")
+                push.flush()
+        except BaseException as error:
+            errors.append(error)
+
+    for turn in range(20):
+        push, start = line.open(), threading.Barrier(4)
+        push.resubscribe()
+        threads = [
+            threading.Thread(target=write, args=(f"{turn}{name}", push, start)) for name in "abc"
+        ]
+        for thread in threads:
+            thread.start()
+        start.wait(WAIT)
+        push.close()
+        for thread in threads:
+            thread.join(WAIT)
+        assert push._connection._sock is None  # type: ignore[attr-defined]  # no public way
+    assert errors == []
 
 
 def test_closing_a_silent_line_does_not_take_long(line: Line, server: RespServer) -> None:

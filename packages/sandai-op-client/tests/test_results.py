@@ -297,6 +297,21 @@ def test_an_id_that_cannot_be_sent_disturbs_nobody(
     assert reader.hub.statistics().pending == 0
 
 
+def test_a_dropped_iterator_is_no_finalizer_with_locks(
+    reader: ResultReader, backend: FakeBackend
+) -> None:
+    """An iterator that the garbage collector closes, inside whatever lock, waits no more."""
+    backend.store("a")
+    many = reader.wait_many(["a", "b"], WAIT, delete=False)
+    assert next(many).task_id == "a"
+    with reader.hub._table._lock:
+        del many  # closed here: a lock would never come
+    assert reader.hub.statistics().pending == 1
+    with pytest.raises(TaskTimeoutError):
+        reader.wait("c", 0.1, delete=False)  # the hub has been round since
+    assert reader.hub.statistics().pending == 0
+
+
 def test_a_callback_may_not_wait(reader: ResultReader, backend: FakeBackend) -> None:
     """Waiting in the thread that reads is an error, not a deadlock."""
     raised: list[BaseException] = []

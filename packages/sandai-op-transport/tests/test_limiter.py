@@ -396,3 +396,17 @@ def test_interrupt_while_evicting() -> None:
     with pytest.raises(Interrupted):
         limiter.acquire(asking, 0)
     assert_nothing_lost(limiter)
+
+
+def test_those_who_left_are_forgotten() -> None:
+    """Thousands who left behind one who stays do not stay in the queue."""
+    limiter = Limiter("pool", 1)
+    owner = Owner()
+    limiter.acquire(owner, 0)
+    patient = limiter.request(owner)
+    for _ in range(5000):
+        assert limiter.request(owner).cancel()
+    assert len(limiter._queue) < 200
+    assert limiter.statistics().waiting == 1
+    limiter.release(owner)
+    assert patient.done()

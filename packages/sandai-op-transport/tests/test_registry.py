@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sandai.op.models import ClientPoolTimeoutError
 from sandai.op.transport import (
     Config,
     TaskBuilder,
@@ -291,3 +292,18 @@ def test_fork() -> None:
     assert broker.statistics().sent == 2
     transport.release()
     assert statistics().brokers == {}
+
+
+def test_a_budget_outlives_its_resource() -> None:
+    """What a closed broker still has under way counts against the next one of its key."""
+    config = memory(broker_pool_limit=1)
+    first = Transport(config)
+    with first.broker.permit(1):
+        first.release()
+        second = Transport(config)
+        assert second.broker is not first.broker
+        with pytest.raises(ClientPoolTimeoutError), second.broker.permit(0):
+            pass
+    with second.broker.permit(0):
+        assert second.broker.statistics().connections.in_use == 1
+    second.release()

@@ -231,8 +231,10 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         """
         if not self._closed:
             self._closed = True
-            self._results.close()
-            self._transport.release()
+            try:
+                self._results.close()
+            finally:
+                self._transport.release()
 
     def __enter__(self) -> "OperatorClient":
         return self

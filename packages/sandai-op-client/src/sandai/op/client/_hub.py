@@ -58,7 +58,7 @@ class ResultHub:
         self._closing = False
         self._wakeup = Wakeup()
         self._asleep_until = 0.0
-        self._gone: deque[tuple[str, Waiter]] = deque()
+        self._gone: deque[tuple[Sequence[str], Waiter]] = deque()
         self._pushed = self._swept = self._sweeps = 0
 
     def watch(self, task_ids: Iterable[str], waiter: Waiter, *, delete: bool) -> None:
@@ -69,27 +69,26 @@ class ResultHub:
         """
         self._table.add(task_ids, waiter, delete=delete)
         line = self._push.line
-        if line is not None:
-            # From here, not from the hub's thread: a thread switch saved.
-            line.flush()
+        # From here, not from the hub's thread: a thread switch saved.
+        left = line is None or line.flush()
         with self._thread_lock:
             if self._thread is None:
                 self._start()
                 return
-        if line is None or self._asleep_until > time.monotonic() + SHORTEST:
+        if left or self._asleep_until > time.monotonic() + SHORTEST:
             self._wakeup.set()
 
     def unwatch(self, task_ids: Iterable[str], waiter: Waiter) -> set[str]:
         """Stop waiting; return the tasks still waited for, the others are being told."""
         given_up = self._table.discard(task_ids, waiter)
         line = self._push.line
-        if line is not None:
-            line.flush()
+        if line is not None and line.flush():
+            self._wakeup.set()
         return given_up
 
-    def unwatch_later(self, task_id: str, waiter: Waiter) -> None:
+    def unwatch_later(self, task_ids: Sequence[str], waiter: Waiter) -> None:
         """Stop waiting soon; for finalizers: no lock, no I/O."""
-        self._gone.append((task_id, waiter))
+        self._gone.append((task_ids, waiter))
 
     @property
     def failure(self) -> OperatorError | None:
@@ -144,7 +143,7 @@ class ResultHub:
                 return
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
-            attended: PushLine | None = None
+            self._attended: PushLine | None = None
             idle_since = time.monotonic()
             while True:
                 now = time.monotonic()
@@ -154,7 +153,7 @@ class ResultHub:
                     return
                 try:
                     self._work(now)
-                    attended = self._attend(selector, attended)
+                    self._attend(selector)
                     self._sleep(selector, now)
                 except Exception as error:
                     # The reader outlives everything: all the waits depend on it.
@@ -173,16 +172,18 @@ class ResultHub:
             self._push.close(linger=SHORTEST)
         return True
 
-    def _attend(
-        self, selector: selectors.BaseSelector, attended: PushLine | None
-    ) -> PushLine | None:
+    def _attend(self, selector: selectors.BaseSelector) -> None:
         line = self._push.line
-        if line is not attended:
-            if attended is not None:
-                selector.unregister(attended)
+        if line is not self._attended:
+            before, self._attended = self._attended, None
+            if before is not None:
+                selector.unregister(before)  # which it finds also when that is closed
             if line is not None:
                 selector.register(line, selectors.EVENT_READ)
-        return line
+            self._attended = line
+        if line is not None:
+            writing = selectors.EVENT_WRITE if line.unsent else 0
+            selector.modify(line, selectors.EVENT_READ | writing)
 
     def _sleep(self, selector: selectors.BaseSelector, now: float) -> None:
         # Said before looking at the table: who adds to it after that wakes us.
@@ -204,9 +205,12 @@ class ResultHub:
 
     def _work(self, now: float) -> None:
         while self._gone:
-            task_id, waiter = self._gone.popleft()
-            self._table.discard([task_id], waiter)
+            self._table.discard(*self._gone.popleft())
         self._push.check()
+        line = self._push.line
+        if line is not None and line.look_wanted:
+            line.look_wanted = False
+            self._schedule.look_soon()
         if self._push.line is None and len(self._table):
             pushed = self._push.open_when_possible(now)
             if pushed is not None:
@@ -249,7 +253,10 @@ class ResultHub:
             # Whatever happens: nobody else will tell them.
             for document, waiters in told:
                 for waiter in waiters:
-                    waiter.deliver(document)
+                    try:
+                        waiter.deliver(document)
+                    except Exception:
+                        logger.exception("telling of task %s failed", document.task_id)
         return sum(bool(waiters) for _, waiters in told)
 
     def _apply_changes(self) -> None:

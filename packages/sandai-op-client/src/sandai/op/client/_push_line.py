@@ -1,6 +1,8 @@
 """One push connection for threads: anybody writes, the hub's thread reads."""
 
+import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +22,17 @@ from sandai.op.transport import (
 )
 
 _MOST_RESPONSES = 1000
+_MOST_LOOKED_AT = 200
 
 
 class PushLine:
     """
     A subscribed connection and its bookkeeping.
 
-    Writers never wait for each other: who finds the line busy leaves the
-    changes in the table, and whoever is writing takes them along.
+    Writers never wait, neither for each other (who finds the line busy leaves the
+    changes in the table, and whoever is writing takes them along) nor for the
+    server: what the socket does not take at once the hub's thread writes later.
+    Over TLS, whose sockets are not for two threads, it writes everything.
     """
 
     def __init__(self, backend: RedisBackend, table: WaiterTable) -> None:
@@ -37,14 +42,27 @@ class PushLine:
         self._connection: RedisConnection = backend.connector.open(protocol=3)
         self._session.prepare(self._connection)
         sock: socket.socket = self._connection._sock  # type: ignore[attr-defined]  # no public way
-        self._descriptor = sock.fileno()
+        self._socket = sock
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        # redis-py closes its socket, or opens another, when a call on it fails. The
+        # writers have a descriptor of their own, which only close() takes away.
+        self._sender = socket.socket(fileno=os.dup(sock.fileno()))
+        self._sender.setblocking(False)
         self._writing = threading.Lock()
-        #: Why a write failed; the reader closes the line then.
+        self._unsent = bytearray()
+        #: Why nothing more can be written; the reader closes the line then.
         self.broken: TransportError | None = None
+        #: Whether tasks were joined that are to be looked at by a sweep.
+        self.look_wanted = False
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, for a selector; also after closing."""
-        return self._descriptor
+        """Return a descriptor of the connection, for a selector."""
+        return self._sender.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait for the socket to take them."""
+        return bool(self._unsent)
 
     def resubscribe(self) -> list[ResultDocument]:
         """
@@ -58,24 +76,39 @@ class PushLine:
         documents: list[ResultDocument] = []
         try:
             commands = self._session.commands(changes, look=False)
-            self._write([*commands, self._session.ping()])
+            self._session.sent(time.monotonic())
+            self._socket.sendall(self._packed([*commands, self._session.ping()]))
             while self._session.awaiting:
                 documents += self._next()[0]
-        except BaseException:
+        except BaseException as error:
             self._table.delete(changes.delete)
+            if isinstance(error, OSError) and not isinstance(error, TransportError):
+                raise self._failure(error) from error
             raise
         return documents
 
-    def flush(self) -> None:
-        """Write what has changed in the table. A failure shows in :attr:`broken`."""
+    def flush(self) -> bool:
+        """
+        Write what has changed in the table; never waits, a failure shows in :attr:`broken`.
+
+        Returns whether the hub's thread has to go on with it.
+        """
         while self._table.changed and self.broken is None:
             if not self._writing.acquire(blocking=False):
-                return
+                break
             try:
                 if self.broken is None:
-                    self._write_changes()
+                    self._take_changes()
+                    if not self._is_tls:
+                        self._send()
             finally:
                 self._writing.release()
+        return self.unsent or self.look_wanted
+
+    def pump(self) -> None:
+        """Write what is left, as far as the socket takes it; for the hub's thread."""
+        with self._writing:
+            self._send()
 
     def check(self) -> None:
         """
@@ -88,9 +121,11 @@ class PushLine:
         health = self._session.health(time.monotonic())
         if health is Health.LOST:
             raise TransportError("the push connection has fallen silent")
-        if health is Health.ASK:
-            with self._writing:
-                self._write([self._session.ping()])
+        with self._writing:
+            if health is Health.ASK:
+                self._session.sent(time.monotonic())
+                self._unsent += self._packed([self._session.ping()])
+            self._send()
 
     def receive(self, on_pushed: Callable[[str], None]) -> list[ResultDocument]:
         """
@@ -113,13 +148,15 @@ class PushLine:
 
     def close(self, linger: float = 0.0) -> None:
         """
-        Close the connection.
+        Close the connection; deletions that were not acknowledged go back to the table.
 
         First reads the outstanding replies, for at most *linger* seconds:
         closing with unread ones may discard what was sent.
         """
         deadline = time.monotonic() + linger
         try:
+            if linger:
+                self.pump()
             while linger and self._session.awaiting:
                 if not self._readable(max(0.0, deadline - time.monotonic())):
                     break
@@ -127,7 +164,12 @@ class PushLine:
         except Exception:
             return  # broken, refused: it is closed all the same
         finally:
-            self._connection.disconnect()
+            # Nobody is in the middle of writing then, and nobody begins.
+            with self._writing:
+                self.broken = self.broken or TransportError("the push connection is closed")
+                self._connection.disconnect()
+                self._sender.close()
+                self._table.delete_again(self._session.deleting())
 
     def _readable(self, timeout: float) -> bool:
         try:
@@ -145,28 +187,40 @@ class PushLine:
             raise self._failure(error) from error
         return self._session.receive(response, time.monotonic())
 
-    def _write_changes(self) -> None:
+    def _take_changes(self) -> None:
         changes = self._table.changes()
+        # Many at once are looked at by a sweep, in pieces of a fitting size, elsewhere:
+        # Redis drops a subscriber to whom too much is to be sent.
+        look = len(changes.join) <= _MOST_LOOKED_AT
         try:
-            self._write(self._session.commands(changes))
-        except BaseException as error:
-            # Interrupted (Ctrl-C) it may have written half a command.
-            interrupted = TransportError("writing to the push connection was interrupted")
-            self.broken = error if isinstance(error, TransportError) else interrupted
+            self._session.sent(time.monotonic())
+            self._unsent += self._packed(self._session.commands(changes, look=look))
+        except BaseException:
+            # Interrupted (Ctrl-C): which commands were noted, and which will be written?
+            self.broken = TransportError("writing to the push connection was interrupted")
             self._table.delete(changes.delete)
-            if error is not self.broken:
-                raise
+            raise
+        if not look:
+            self.look_wanted = True
 
-    def _write(self, commands: Sequence[Command]) -> None:
-        if not commands:
+    def _send(self) -> None:
+        if not self._unsent or self.broken is not None:
             return
-        self._session.sent(time.monotonic())
         try:
-            self._connection.send_packed_command(
-                self._connection.pack_commands(commands), check_health=False
-            )
-        except (RedisError, OSError) as error:
-            raise self._failure(error) from error
+            if self._is_tls:
+                self._socket.sendall(self._unsent)
+                sent = len(self._unsent)
+            else:
+                sent = self._sender.send(self._unsent)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            self.broken = self._failure(error)
+            return
+        del self._unsent[:sent]
+
+    def _packed(self, commands: Sequence[Command]) -> bytes:
+        return b"".join(self._connection.pack_commands(commands)) if commands else b""
 
     def _failure(self, error: BaseException) -> TransportError:
         return self._backend.connector.failure(error, maybe_done=False)

@@ -160,6 +160,12 @@ class ResultReader:
                         break
                     open_ids.discard(document.task_id)
                     yield document
+            except GeneratorExit:
+                # Dropped, perhaps in a finalizer, inside any lock: the hub's thread sees to it.
+                gone, open_ids = list(open_ids), set()
+                if gone:
+                    hub.unwatch_later(gone, mailbox)
+                raise
             finally:
                 given_up = hub.unwatch(open_ids, mailbox) if open_ids else set()
             # What was settled at the last moment has been taken for us and is on
@@ -217,7 +223,7 @@ class ResultReader:
             def gone(_: object) -> None:
                 # In a finalizer: no lock, no I/O.
                 self._callbacks.discard(waiter)
-                hub.unwatch_later(task_id, waiter)
+                hub.unwatch_later([task_id], waiter)
 
             waiter.keeper = weakref.ref(keeper, gone)
         try:

@@ -19,7 +19,7 @@ from ._documents import DocumentDecoder, ResultDocument, from_meta, pending, und
 from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
-from ._limiter import Limiter
+from ._limiter import limiter_of
 
 
 class CeleryBackend:
@@ -32,7 +32,9 @@ class CeleryBackend:
 
     def __init__(self, key: BackendKey) -> None:
         self._key = key
-        self.limiter = Limiter("backend", min(key.backend_poll_concurrency, key.backend_pool_limit))
+        self.limiter = limiter_of(
+            key, "backend", min(key.backend_poll_concurrency, key.backend_pool_limit)
+        )
         self._app = _backend_app(key)
         self._decoder = DocumentDecoder(key.result_serializer, sorted(key.accept_content))
         self.reply_to = str(self._app.oid)

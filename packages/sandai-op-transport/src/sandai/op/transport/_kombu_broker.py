@@ -14,7 +14,7 @@ from ._config import BrokerKey
 from ._edges import Edges
 from ._errors import TransportError
 from ._kombu_connection import Line, LineOpener
-from ._limiter import Limiter
+from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
 from ._pool import ConnectionPool
 
@@ -29,7 +29,7 @@ class KombuBroker:
     """
 
     def __init__(self, key: BrokerKey) -> None:
-        self.limiter = Limiter("broker", key.broker_pool_limit)
+        self.limiter = limiter_of(key, "broker", key.broker_pool_limit)
         self._key = key
         self._app: Celery = broker_app(key)
         self.messages = MessageFactory(self._app, key.task_serializer)

@@ -8,14 +8,18 @@ process. It decides; it does no I/O and closes nothing under its lock.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from attrs import define, frozen
 
 from sandai.op.models import ClientPoolTimeoutError
+
+#: Queued tickets from which on those of callers who left are looked for.
+_PURGE_AT = 64
 
 
 class ConnectionOwner(Protocol):
@@ -69,6 +73,7 @@ class Limiter:
         self._idle: deque[_Idle] = deque()  # longest idle first
         self._queue: deque[_Ticket] = deque()
         self._evicting = 0
+        self._purge_at = _PURGE_AT
 
     def try_acquire(self, owner: ConnectionOwner) -> tuple[bool, Any]:
         """Return ``(granted, connection or None)`` without waiting or evicting."""
@@ -89,6 +94,7 @@ class Limiter:
                 future.set_running_or_notify_cancel()
                 future.set_result(connection)
                 return future
+            self._purge()
             self._queue.append(_Ticket(owner, future))
             victim = self._pick_victim()
         if victim is not None:
@@ -215,6 +221,42 @@ class Limiter:
                 return ticket
         return None
 
+    def _purge(self) -> None:
+        """Forget those who left behind one who stays, before they are many."""
+        if len(self._queue) < self._purge_at:
+            return
+        stay: deque[_Ticket] = deque()
+        for ticket in self._queue:
+            if ticket.granted.cancelled():
+                ticket.granted.set_running_or_notify_cancel()
+            else:
+                stay.append(ticket)
+        self._queue = stay
+        self._purge_at = max(_PURGE_AT, 2 * len(stay))
+
     def _drop_cancelled(self) -> None:
         while self._queue and self._queue[0].granted.cancelled():
             self._queue.popleft().granted.set_running_or_notify_cancel()
+
+
+_limiters: "WeakValueDictionary[Hashable, Limiter]" = WeakValueDictionary()
+
+
+def limiter_of(key: Hashable, name: str, limit: int) -> Limiter:
+    """
+    Return the one limiter of a budget.
+
+    It outlives the broker or backend that was closed while calls were under way:
+    their connections count against the next one's budget. Called under the
+    registry's lock.
+    """
+    limiter = _limiters.get((key, name))
+    if limiter is None or limiter.limit != limit:
+        limiter = _limiters[key, name] = Limiter(name, limit)
+    return limiter
+
+
+def reset_after_fork() -> None:
+    """Forget the parent's budgets."""
+    global _limiters
+    _limiters = WeakValueDictionary()

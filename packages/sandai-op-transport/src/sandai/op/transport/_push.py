@@ -32,6 +32,11 @@ class Pushed:
     parts: list[Any]
 
 
+@frozen
+class _Deleted:
+    task_ids: list[str]
+
+
 class PushRefused(Exception):
     """The server answered with an error; ``for_good`` when it never will otherwise."""
 
@@ -59,8 +64,8 @@ class PushSession:
     _backend: RedisBackend
     _last_heard: float
     _last_sent: float = field(default=0.0, init=False)
-    #: What the coming replies answer, in order: looked-at tasks, or ``None``.
-    _expected: deque[list[str] | None] = field(factory=deque, init=False)
+    #: What the coming replies answer, in order: looked-at tasks, deleted ones, or ``None``.
+    _expected: deque[list[str] | _Deleted | None] = field(factory=deque, init=False)
     _deletion_refused: bool = field(default=False, init=False)
 
     def prepare(self, connection: RedisConnection) -> None:
@@ -76,7 +81,7 @@ class PushSession:
             commands.append(("UNSUBSCRIBE", *map(key, changes.leave)))
         if changes.delete:
             commands.append(("DEL", *map(key, changes.delete)))
-            self._expected.append(None)
+            self._expected.append(_Deleted(changes.delete))
         if changes.join:
             keys = [key(task_id) for task_id in changes.join]
             commands.append(("SUBSCRIBE", *keys))
@@ -121,8 +126,15 @@ class PushSession:
             return self._pushed(response.parts), True
         if isinstance(response, ResponseError):
             return self._refused(response), False
-        looked_at = self._expected.popleft() if self._expected else None
-        return ([] if looked_at is None else self._backend.documents(looked_at, response)), False
+        asked = self._expected.popleft() if self._expected else None
+        if not isinstance(asked, list):
+            return [], False
+        return self._backend.documents(asked, response), False
+
+    def deleting(self) -> list[str]:
+        """Return the tasks whose deletion was not acknowledged."""
+        pending = [item.task_ids for item in self._expected if isinstance(item, _Deleted)]
+        return [task_id for task_ids in pending for task_id in task_ids]
 
     def _refused(self, error: ResponseError) -> list[ResultDocument]:
         if "'del'" not in str(error):

@@ -13,7 +13,7 @@ from ._documents import DocumentDecoder, ResultDocument
 from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
-from ._limiter import Limiter
+from ._limiter import limiter_of
 from ._pool import ConnectionPool
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._url import RedisAddress
@@ -37,8 +37,8 @@ class RedisBackend:
         self.decoder = DocumentDecoder(key.result_serializer, sorted(key.accept_content))
         self.reply_to = str(uuid4())
         commands = max(1, min(key.backend_poll_concurrency, key.backend_pool_limit - 1))
-        self.limiter = Limiter("backend", commands)
-        self.push_limiter = Limiter("backend push", key.backend_pool_limit - commands)
+        self.limiter = limiter_of(key, "backend", commands)
+        self.push_limiter = limiter_of(key, "backend push", key.backend_pool_limit - commands)
         self._prefix = _result_prefix(address.key_prefix) + _TASK_PREFIX
         self._prefix_length = len(self._prefix)
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(

@@ -15,7 +15,7 @@ from ._config import BrokerKey
 from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
-from ._limiter import Limiter
+from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
@@ -33,7 +33,7 @@ class RedisBroker:
 
     def __init__(self, key: BrokerKey) -> None:
         address = RedisAddress.parse("broker_url", key.broker_url, thaw(key.transport_options))
-        self.limiter = Limiter("broker", key.broker_pool_limit)
+        self.limiter = limiter_of(key, "broker", key.broker_pool_limit)
         self.connector = RedisConnector(address, key.io_timeout, f"sandai-op:broker:{os.getpid()}")
         app = broker_app(key)
         self.messages = MessageFactory(app, key.task_serializer)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from . import _janitor
+from . import _janitor, _limiter
 from ._backend import Backend, BackendStatistics, open_backend
 from ._broker import Broker, BrokerStatistics, open_broker
 from ._config import BackendKey, BrokerKey, Config
@@ -170,6 +170,7 @@ def statistics() -> TransportStatistics:
 
 def _after_fork_in_child() -> None:
     _janitor.reset_after_fork()
+    _limiter.reset_after_fork()
     registry.reset_after_fork()
 
 

@@ -12,7 +12,7 @@ from ._documents import ResultDocument, from_meta, undecodable
 from ._edges import Edges
 from ._errors import TransportError
 from ._kombu_connection import Line, LineOpener
-from ._limiter import Limiter
+from ._limiter import limiter_of
 from ._pool import ConnectionPool
 
 #: Results kept for whoever asks later; the oldest beyond that are dropped.
@@ -31,7 +31,7 @@ class RpcBackend:
     def __init__(self, key: BackendKey) -> None:
         if key.broker is None:
             raise TypeError("a key for rpc:// results has a broker's key in it")
-        self.limiter = Limiter("backend", 1)
+        self.limiter = limiter_of(key, "backend", 1)
         self._app: OperatorApp = broker_app(key.broker)
         self._app.conf.update(
             result_backend=key.result_backend,

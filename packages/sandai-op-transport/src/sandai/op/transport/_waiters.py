@@ -7,6 +7,7 @@ its lock it only keeps account; waiters are told outside it.
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 from typing import Protocol
@@ -51,7 +52,7 @@ class WaiterTable:
     """Task id -> its waiters, in the order in which the waits began."""
 
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
-    _entries: dict[str, _Entry] = field(factory=dict, init=False)
+    _entries: OrderedDict[str, _Entry] = field(factory=OrderedDict, init=False)
     _joining: dict[str, None] = field(factory=dict, init=False)
     _leaving: dict[str, None] = field(factory=dict, init=False)
     _deleting: dict[str, None] = field(factory=dict, init=False)
@@ -64,14 +65,15 @@ class WaiterTable:
         with self._lock:
             now = time.monotonic()
             for task_id in task_ids:
-                # A new wait is a young one, whoever waits already: to the end.
-                entry = self._entries.pop(task_id, None)
+                entry = self._entries.get(task_id)
                 if entry is None:
-                    entry = _Entry(now)
                     self._joining[task_id] = None
-                entry.since = now
+                    entry = self._entries[task_id] = _Entry(now)
+                else:
+                    # A new wait is a young one, whoever waits already.
+                    self._entries.move_to_end(task_id)
+                    entry.since = now
                 entry.waiters[waiter] = delete
-                self._entries[task_id] = entry
 
     def discard(self, task_ids: Iterable[str], waiter: Waiter) -> set[str]:
         """
@@ -108,6 +110,12 @@ class WaiterTable:
         """Have results deleted with the next changes."""
         with self._lock:
             self._deleting.update(dict.fromkeys(task_ids))
+
+    def delete_again(self, task_ids: Iterable[str]) -> None:
+        """Have results deleted, perhaps for the second time, that nobody waits for again."""
+        with self._lock:
+            again = (task_id for task_id in task_ids if task_id not in self._entries)
+            self._deleting.update(dict.fromkeys(again))
 
     def changes(self, most: int | None = None) -> Changes:
         """
