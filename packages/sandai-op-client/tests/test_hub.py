@@ -217,7 +217,7 @@ def test_deletions_that_never_work_do_not_pile_up(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only so many deletions are kept for later."""
-    monkeypatch.setattr(_hub, "MOST_DELETIONS", 2)
+    monkeypatch.setattr(_hub, "_MOST_DELETIONS", 2)
     backend.on_delete = Fault(TransportError("no DEL"))
     hub = ResultHub(backend)
     hub._table.delete("abcde")

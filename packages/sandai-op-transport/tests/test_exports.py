@@ -9,12 +9,11 @@ import sandai.op.transport as transport
 EXPORTS = """
     Backend BackendKey BackendStatistics Broker BrokerKey BrokerStatistics Changes
     ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
-    DocumentDecoder Edge Health HubStatistics IDLE_SECONDS Limiter LimiterStatistics
-    MessageFactory OperatorApp MOST_DELETIONS Outage Outcome PENDING PushAttempts PushPlan
-    PushRefused Pushed PushSession READY_STATES Reader RedisBackend RedisBroker RedisConnection
-    RedisConnector ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls TaskMessage
-    Transport TransportError TransportStatistics Waiter WaiterTable YOUNG client_app pending
-    resolve statistics tend
+    DocumentDecoder Health IDLE_SECONDS Limiter LimiterStatistics MessageFactory OperatorApp
+    Outage PENDING PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker
+    RedisConnection RedisConnector ResultDocument SHORTEST SweepSchedule TaskBuilder
+    TaskControls TaskMessage Transport TransportError TransportStatistics Waiter WaiterTable
+    YOUNG client_app pending resolve statistics
 """
 
 

@@ -14,14 +14,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from attrs import frozen
+
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     IDLE_SECONDS,
-    MOST_DELETIONS,
     SHORTEST,
     YOUNG,
     Backend,
-    HubStatistics,
     Outage,
     ResultDocument,
     SweepSchedule,
@@ -40,6 +40,20 @@ logger = logging.getLogger("sandai.op.client")
 _ACQUIRE_TIMEOUT = 1.0
 _CLOSE_TIMEOUT = 1.0
 _LONGEST_SLEEP = 1.0
+#: Deletions kept for later while they fail; what is beyond that expires by itself.
+_MOST_DELETIONS = 10_000
+
+
+@frozen
+class HubStatistics:
+    """A hub at one moment; the counts are since it was made."""
+
+    pending: int
+    pushing: bool
+    pushed: int
+    swept: int
+    sweeps: int
+    push_connects: int
 
 
 class ResultHub:
@@ -114,11 +128,6 @@ class ResultHub:
         if thread is not None and thread is not threading.current_thread():
             self._wakeup.set()
             thread.join(_CLOSE_TIMEOUT)
-
-    @property
-    def obsolete(self) -> bool:
-        """Threads come and go, the hub is never out of date."""
-        return False
 
     @property
     def is_current_thread(self) -> bool:
@@ -276,4 +285,4 @@ class ResultHub:
                 return
         except (TransportError, ClientPoolTimeoutError) as error:
             self._deletions.failed(error, time.monotonic())
-        self._table.delete(changes.delete[-MOST_DELETIONS:])
+        self._table.delete(changes.delete[-_MOST_DELETIONS:])

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from sandai.op.transport import (
+    SHORTEST,
     Backend,
     Outage,
-    PushAttempts,
     PushRefused,
     RedisBackend,
     ResultDocument,
@@ -18,6 +18,10 @@ from sandai.op.transport import (
 from ._push_line import PushLine
 
 logger = logging.getLogger("sandai.op.client")
+
+_LONGEST_PAUSE = 1.0
+#: Trying takes at most one part in this many of the hub's time: it also sweeps.
+_SHARE = 10
 
 
 class PushKeeper:
@@ -33,13 +37,11 @@ class PushKeeper:
         self._backend = backend if isinstance(backend, RedisBackend) else None
         self._table = table
         self._reading = reading
-        self._attempts = PushAttempts(logger)
+        self._retry_at = 0.0
+        self._failures = 0
+        self._told = False
         self.line: PushLine | None = None
-
-    @property
-    def opened(self) -> int:
-        """How many lines have been opened."""
-        return self._attempts.opened
+        self.opened = 0
 
     def open_when_possible(self, now: float) -> list[ResultDocument] | None:
         """
@@ -48,11 +50,12 @@ class PushKeeper:
         Whatever was stored before that is to be looked for.
         """
         backend = self._backend
-        if backend is None or not self._attempts.due(now) or self._reading.error is not None:
+        if backend is None or now < self._retry_at or self._reading.error is not None:
             return None
         granted, _ = backend.push_limiter.try_acquire(self)
         if not granted:
-            self._attempts.no_permit(now)
+            # The loops of this process hold the permits.
+            self._retry_at = now + _LONGEST_PAUSE
             return None
         began = time.monotonic()
         line = None
@@ -65,11 +68,13 @@ class PushKeeper:
             backend.push_limiter.release(self)
             if not isinstance(error, TransportError | PushRefused):
                 raise
-            ended = time.monotonic()
-            self._attempts.failed(error, ended - began, ended)
+            self._refused_or_failed(error, time.monotonic() - began)
             return None
         self.line = line
-        self._attempts.succeeded()
+        self.opened += 1
+        if self._told:
+            logger.warning("push of results: well again")
+        self._failures, self._told = 0, False
         return documents
 
     def check(self) -> None:
@@ -103,7 +108,20 @@ class PushKeeper:
 
     def _lose(self, error: TransportError | PushRefused) -> None:
         self.close()
-        now = time.monotonic()
-        self._attempts.lost(now)
+        self._retry_at = time.monotonic() + SHORTEST
         if isinstance(error, PushRefused):
-            self._attempts.failed(error, 0.0, now)
+            self._refused_or_failed(error, 0.0)
+
+    def _refused_or_failed(self, error: TransportError | PushRefused, took: float) -> None:
+        refusal = error if isinstance(error, PushRefused) else PushRefused(str(error))
+        if refusal.for_good:
+            self._backend = None
+            logger.warning("the result backend does not allow push, polling instead: %s", error)
+            return
+        self._failures += 1
+        pause = min(_LONGEST_PAUSE, SHORTEST * 2 ** min(self._failures - 1, 10))
+        self._retry_at = time.monotonic() + max(pause, took * _SHARE)
+        if self._failures > 1 and not self._told:
+            # Reading has worked since: it is push alone that fails.
+            self._told = True
+            logger.warning("push of results: %s; polling meanwhile, trying on", error)

@@ -1,34 +1,29 @@
 """The road between a client and an operator: keyed, shared, bounded, fair."""
 
 from ._app import OperatorApp, client_app
-from ._backend import Backend, BackendStatistics, HubStatistics, Reader
-from ._broker import Broker, BrokerStatistics, Outcome
+from ._backend import Backend, BackendStatistics, Reader
+from ._broker import Broker, BrokerStatistics
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
-from ._edges import Edge
 from ._errors import TransportError
-from ._janitor import watch as tend
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
-from ._push import Health, Pushed, PushRefused, PushSession
-from ._push_attempts import PushAttempts
+from ._push import Health, PushRefused, PushSession
 from ._redis import Command, RedisConnection, RedisConnector
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
-from ._redis_push import PushPlan
 from ._registry import Transport, TransportStatistics, statistics
 from ._settings import ClientArguments, ConfiguredClient
 from ._submission import TaskBuilder, TaskControls
-from ._sweeping import MOST_DELETIONS, SHORTEST, YOUNG, SweepSchedule
+from ._sweeping import SHORTEST, YOUNG, SweepSchedule
 from ._waiters import Changes, Waiter, WaiterTable
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
     "IDLE_SECONDS",
-    "MOST_DELETIONS",
     "PENDING",
     "READY_STATES",
     "SHORTEST",
@@ -46,20 +41,14 @@ __all__ = [
     "ConfiguredClient",
     "ConnectionPool",
     "DocumentDecoder",
-    "Edge",
     "Health",
-    "HubStatistics",
     "Limiter",
     "LimiterStatistics",
     "MessageFactory",
     "OperatorApp",
     "Outage",
-    "Outcome",
-    "PushAttempts",
-    "PushPlan",
     "PushRefused",
     "PushSession",
-    "Pushed",
     "Reader",
     "RedisBackend",
     "RedisBroker",
@@ -79,5 +68,4 @@ __all__ = [
     "pending",
     "resolve",
     "statistics",
-    "tend",
 ]

@@ -7,7 +7,6 @@ from attrs import frozen
 
 from ._config import BackendKey
 from ._documents import ResultDocument
-from ._edges import Edge
 from ._limiter import LimiterStatistics
 from ._url import is_redis
 
@@ -27,20 +26,11 @@ class BackendStatistics:
     readers: tuple[Any, ...]
 
 
-@frozen
-class HubStatistics:
-    """A hub at one moment; the counts are since it was made."""
+class Reader(Protocol):
+    """Something that waits for results on a backend's behalf until it is closed."""
 
-    pending: int
-    pushing: bool
-    pushed: int
-    swept: int
-    sweeps: int
-    push_connects: int
-
-
-#: What waits for results on a backend's behalf until it is closed.
-Reader = Edge
+    def close(self) -> None: ...
+    def statistics(self) -> Any: ...
 
 
 class Backend(Protocol):

@@ -9,7 +9,6 @@ from attrs import frozen
 from sandai.op.models import OperatorError
 
 from ._config import BrokerKey
-from ._edges import Edges
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._url import is_redis
@@ -31,8 +30,6 @@ class Broker(Protocol):
 
     limiter: Limiter
     messages: MessageFactory
-    #: The loops' own ways into the queues.
-    senders: Edges
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """

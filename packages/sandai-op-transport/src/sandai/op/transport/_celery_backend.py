@@ -16,10 +16,10 @@ from ._app import OperatorApp
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import DocumentDecoder, ResultDocument, from_meta, pending, undecodable
-from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import limiter_of
+from ._readers import Readers
 
 
 class CeleryBackend:
@@ -39,7 +39,7 @@ class CeleryBackend:
         self._decoder = DocumentDecoder(key.result_serializer, sorted(key.accept_content))
         self.reply_to = str(self._app.oid)
         self._backends = threading.local()
-        self._readers = Edges()
+        self._readers = Readers()
         self._check()
 
     def _check(self) -> None:
@@ -69,8 +69,7 @@ class CeleryBackend:
 
     def reader(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one reader of *owner*."""
-        reader: Reader = self._readers.get(owner, make)
-        return reader
+        return self._readers.get(owner, make)
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""

@@ -11,7 +11,6 @@ from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorE
 from ._app import broker_app
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
-from ._edges import Edges
 from ._errors import TransportError
 from ._kombu_connection import Line, LineOpener
 from ._limiter import limiter_of
@@ -35,7 +34,6 @@ class KombuBroker:
         self.messages = MessageFactory(self._app, key.task_serializer)
         self._opener = LineOpener(key)
         self._pool: ConnectionPool[Line] = ConnectionPool(self.limiter, self._opener)
-        self.senders = Edges()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -83,7 +81,6 @@ class KombuBroker:
 
     def close(self) -> None:
         """Close idle connections now, busy ones when their call ends."""
-        self.senders.close()
         self._pool.close()
 
     def _publish(self, line: Line, message: TaskMessage) -> None:

@@ -10,11 +10,11 @@ from redis.exceptions import ResponseError
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import DocumentDecoder, ResultDocument
-from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import limiter_of
 from ._pool import ConnectionPool
+from ._readers import Readers
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._url import RedisAddress
 
@@ -44,7 +44,7 @@ class RedisBackend:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
-        self._readers = Edges()
+        self._readers = Readers()
 
     def before_submit(self) -> None:
         """Nothing to do: results are keys."""
@@ -85,8 +85,7 @@ class RedisBackend:
 
     def reader(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one reader of *owner*."""
-        reader: Reader = self._readers.get(owner, make)
-        return reader
+        return self._readers.get(owner, make)
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""

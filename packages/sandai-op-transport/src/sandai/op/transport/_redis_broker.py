@@ -12,7 +12,6 @@ from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from ._app import broker_app
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
-from ._edges import Edges
 from ._errors import TransportError
 from ._freeze import thaw
 from ._limiter import limiter_of
@@ -41,7 +40,6 @@ class RedisBroker:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
-        self.senders = Edges()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -105,5 +103,4 @@ class RedisBroker:
 
     def close(self) -> None:
         """Close idle connections now, busy ones when their call ends."""
-        self.senders.close()
         self._pool.close()

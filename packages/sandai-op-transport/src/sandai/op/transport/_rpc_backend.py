@@ -9,11 +9,11 @@ from ._app import OperatorApp, broker_app
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import ResultDocument, from_meta, undecodable
-from ._edges import Edges
 from ._errors import TransportError
 from ._kombu_connection import Line, LineOpener
 from ._limiter import limiter_of
 from ._pool import ConnectionPool
+from ._readers import Readers
 
 #: Results kept for whoever asks later; the oldest beyond that are dropped.
 _MOST_KEPT = 10_000
@@ -47,7 +47,7 @@ class RpcBackend:
         self._lock = threading.Lock()
         self._documents: dict[str, ResultDocument] = {}
         self._prepared = False
-        self._readers = Edges()
+        self._readers = Readers()
 
     def before_submit(self) -> None:
         """Declare the reply queue once: a reply to a queue that is not there is lost."""
@@ -70,8 +70,7 @@ class RpcBackend:
 
     def reader(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one reader of *owner*."""
-        reader: Reader = self._readers.get(owner, make)
-        return reader
+        return self._readers.get(owner, make)
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""

@@ -1,12 +1,12 @@
 """From a caller's arguments to a message, and from its outcome to an error."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
-from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol, queue_name
+from sandai.op.models import OperatorError, Priority, protocol, queue_name
 
 from ._config import Config
 from ._errors import TransportError
@@ -62,34 +62,6 @@ class TaskBuilder:
             persistent_output=controls.persistent_output,
         )
         return self._message(messages, reply_to, kwargs, self._priority(controls))
-
-    def batch(
-        self,
-        messages: MessageFactory,
-        reply_to: str,
-        tasks: Iterable[Any],
-        controls: TaskControls,
-    ) -> Iterator[TaskMessage | InvalidTaskError]:
-        """
-        Yield each pair's message, or why it can have none, in order.
-
-        Raises, at the first, what :meth:`check` does, and :class:`InvalidTaskError`
-        when *tasks* is no iterable of pairs.
-        """
-        self.check(controls)
-        if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
-            kind = type(tasks).__name__
-            reason = f"pairs of artifacts and options were expected, not {kind}"
-            raise InvalidTaskError("tasks", reason)
-        for index, task in enumerate(tasks):
-            try:
-                if not isinstance(task, tuple | list) or len(task) != 2:
-                    expected = "a pair (input_artifacts, options) was expected"
-                    raise InvalidTaskError(f"tasks[{index}]", expected)
-                artifacts, options = task
-                yield self.task(messages, reply_to, artifacts, options, controls)
-            except InvalidTaskError as error:
-                yield error
 
     def probe(
         self,

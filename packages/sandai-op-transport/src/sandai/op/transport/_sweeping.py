@@ -25,8 +25,6 @@ YOUNG = 1.2
 DISTRUST = 10.0
 #: Looking takes at most one part in this many of the reader's time.
 _SHARE = 4
-#: Deletions kept for later while they fail; what is beyond that expires by itself.
-MOST_DELETIONS = 10_000
 _FEWEST_KEYS, _MOST_KEYS = 256, 4096
 _MANY_BYTES = 8 * 1024 * 1024
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import islice
 from typing import Protocol
 
 from attrs import define, field, frozen
@@ -117,21 +116,12 @@ class WaiterTable:
             again = (task_id for task_id in task_ids if task_id not in self._entries)
             self._deleting.update(dict.fromkeys(again))
 
-    def changes(self, most: int | None = None) -> Changes:
-        """
-        Take what has changed since the last call, at most *most* of each kind.
-
-        What is left is taken by the next call: nothing is joined before all that
-        is to be left and deleted, which might be the same task.
-        """
+    def changes(self) -> Changes:
+        """Take what has changed since the last call."""
         with self._lock:
-            if most is None:
-                changes = Changes(list(self._leaving), list(self._deleting), list(self._joining))
-                self._leaving, self._deleting, self._joining = {}, {}, {}
-                return changes
-            leave, delete = _take(self._leaving, most), _take(self._deleting, most)
-            join = [] if self._leaving or self._deleting else _take(self._joining, most)
-            return Changes(leave, delete, join)
+            changes = Changes(list(self._leaving), list(self._deleting), list(self._joining))
+            self._leaving, self._deleting, self._joining = {}, {}, {}
+            return changes
 
     @property
     def changed(self) -> bool:
@@ -171,10 +161,3 @@ class WaiterTable:
             del self._joining[task_id]
         else:
             self._leaving[task_id] = None
-
-
-def _take(source: dict[str, None], most: int) -> list[str]:
-    taken = list(islice(source, most))
-    for task_id in taken:
-        del source[task_id]
-    return taken

@@ -1,0 +1,42 @@
+"""The readers of one backend: at most one per thread world and per event loop."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ._backend import Reader
+
+
+class Readers:
+    """Keep a backend's readers; each is made once and closed with the backend."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_owner: WeakKeyDictionary[Any, Reader] = WeakKeyDictionary()
+
+    def get(self, owner: object, make: Callable[[], Reader]) -> Reader:
+        """
+        Return the reader of *owner*, made by *make* the first time.
+
+        *owner* is held weakly: an event loop, or a module's own object.
+        """
+        with self._lock:
+            reader = self._by_owner.get(owner)
+            if reader is None:
+                reader = self._by_owner[owner] = make()
+            return reader
+
+    def statistics(self) -> tuple[Any, ...]:
+        """Return each reader's statistics."""
+        with self._lock:
+            readers = list(self._by_owner.values())
+        return tuple(reader.statistics() for reader in readers)
+
+    def close(self) -> None:
+        """Close every reader."""
+        with self._lock:
+            readers = list(self._by_owner.values())
+            self._by_owner.clear()
+        for reader in readers:
+            reader.close()
