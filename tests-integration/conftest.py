@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 import scripted_operator
+from asyncio_world import AsyncioWorld
 from celery_worker import CeleryWorker
 from local_redis import LocalRedis
 from sandai.op.client import OperatorClient
@@ -115,12 +116,14 @@ def create_client() -> Iterator[CreateClient]:
         client.close()
 
 
-@pytest.fixture
-def thread_world(redis_server: LocalRedis, scripted_worker: CeleryWorker) -> Iterator[World]:
-    """Give the scenarios the client for threads and the scripted operator's database, flushed."""
+@pytest.fixture(params=[ThreadWorld, AsyncioWorld], ids=["threads", "asyncio"])
+def world(
+    request: pytest.FixtureRequest, redis_server: LocalRedis, scripted_worker: CeleryWorker
+) -> Iterator[World]:
+    """Give the scenarios each client, and the scripted operator's database, flushed."""
     with open_redis(redis_server.url) as redis_client:
         redis_client.flushdb()
-        with ThreadWorld(redis_server.url, redis_client) as world:
+        with request.param(redis_server.url, redis_client) as world:
             yield world
 
 

@@ -32,9 +32,9 @@ def client(
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_scenario(scenario: Scenario, thread_world: World) -> None:
-    """The client for threads does what every client must."""
-    scenario(thread_world)
+def test_scenario(scenario: Scenario, world: World) -> None:
+    """Each client does what every client must."""
+    scenario(world)
 
 
 # Celery's own result classes

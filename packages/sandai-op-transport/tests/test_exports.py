@@ -9,11 +9,11 @@ import sandai.op.transport as transport
 EXPORTS = """
     Backend BackendKey BackendStatistics Broker BrokerKey BrokerStatistics Changes
     ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
-    DocumentDecoder Health IDLE_SECONDS Limiter LimiterStatistics MessageFactory OperatorApp
-    Outage PENDING PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker
-    RedisConnection RedisConnector ResultDocument SHORTEST SweepSchedule TaskBuilder
-    TaskControls TaskMessage Transport TransportError TransportStatistics Waiter WaiterTable
-    YOUNG client_app pending resolve statistics
+    DocumentDecoder Health HubStatistics IDLE_SECONDS Limiter LimiterStatistics MessageFactory
+    OperatorApp Outage Outcome PENDING PushPlan PushPolicy PushRefused PushSession READY_STATES
+    Reader RedisBackend RedisBroker RedisConnection RedisConnector ResultDocument SHORTEST
+    SweepSchedule TaskBuilder TaskControls TaskMessage Tended Transport TransportError
+    TransportStatistics Waiter WaiterTable YOUNG client_app pending resolve statistics watch
 """
 
 

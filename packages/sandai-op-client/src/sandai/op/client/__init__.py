@@ -20,10 +20,10 @@ from sandai.op.models import (
     TaskResult,
     TaskTimeoutError,
 )
+from sandai.op.transport import HubStatistics
 
 from ._client import OperatorClient, create_client
 from ._handle import OperatorAsyncResult, SubmittedTask
-from ._hub import HubStatistics
 
 __all__ = [
     "BatchTaskResult",

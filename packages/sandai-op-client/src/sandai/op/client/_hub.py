@@ -14,14 +14,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from attrs import frozen
-
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     IDLE_SECONDS,
     SHORTEST,
-    YOUNG,
     Backend,
+    HubStatistics,
     Outage,
     ResultDocument,
     SweepSchedule,
@@ -39,21 +37,8 @@ logger = logging.getLogger("sandai.op.client")
 #: Seconds that a sweep waits for a connection: the next sweep comes anyway.
 _ACQUIRE_TIMEOUT = 1.0
 _CLOSE_TIMEOUT = 1.0
-_LONGEST_SLEEP = 1.0
 #: Deletions kept for later while they fail; what is beyond that expires by itself.
 _MOST_DELETIONS = 10_000
-
-
-@frozen
-class HubStatistics:
-    """A hub at one moment; the counts are since it was made."""
-
-    pending: int
-    pushing: bool
-    pushed: int
-    swept: int
-    sweeps: int
-    push_connects: int
 
 
 class ResultHub:
@@ -197,11 +182,8 @@ class ResultHub:
     def _sleep(self, selector: selectors.BaseSelector, now: float) -> None:
         # Said before looking at the table: who adds to it after that wakes us.
         self._asleep_until = math.inf
-        timeout = SHORTEST
-        young = not len(self._table) or self._table.any_younger_than(YOUNG, now)
-        if self._push.line is not None and not young:
-            # Never at once: what is due may not be allowed yet.
-            timeout = min(max(SHORTEST, self._schedule.next_due(now)), _LONGEST_SLEEP)
+        pushing = self._push.line is not None
+        timeout = self._schedule.pause(self._table, now, pushing=pushing)
         self._asleep_until = now + timeout
         ready = {key.fileobj for key, _ in selector.select(timeout)}
         self._asleep_until = 0.0

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from sandai.op.transport import (
-    SHORTEST,
     Backend,
     Outage,
+    PushPolicy,
     PushRefused,
     RedisBackend,
     ResultDocument,
@@ -19,10 +19,6 @@ from ._push_line import PushLine
 
 logger = logging.getLogger("sandai.op.client")
 
-_LONGEST_PAUSE = 1.0
-#: Trying takes at most one part in this many of the hub's time: it also sweeps.
-_SHARE = 10
-
 
 class PushKeeper:
     """
@@ -30,18 +26,19 @@ class PushKeeper:
 
     Where push is not to be had (another kind of backend, no permit, an ACL that
     forbids it) :attr:`line` stays ``None`` and the hub polls. *reading* is the
-    outage of looking: a server that is down is told of there, and not tried here.
+    outage of looking.
     """
 
     def __init__(self, backend: Backend, table: WaiterTable, reading: Outage) -> None:
         self._backend = backend if isinstance(backend, RedisBackend) else None
         self._table = table
-        self._reading = reading
-        self._retry_at = 0.0
-        self._failures = 0
-        self._told = False
+        self._policy = PushPolicy(reading, logger, possible=self._backend is not None)
         self.line: PushLine | None = None
-        self.opened = 0
+
+    @property
+    def opened(self) -> int:
+        """How many lines have been opened."""
+        return self._policy.opens
 
     def open_when_possible(self, now: float) -> list[ResultDocument] | None:
         """
@@ -50,12 +47,11 @@ class PushKeeper:
         Whatever was stored before that is to be looked for.
         """
         backend = self._backend
-        if backend is None or now < self._retry_at or self._reading.error is not None:
+        if backend is None or not self._policy.due(now):
             return None
         granted, _ = backend.push_limiter.try_acquire(self)
         if not granted:
-            # The loops of this process hold the permits.
-            self._retry_at = now + _LONGEST_PAUSE
+            self._policy.no_permit(now)
             return None
         began = time.monotonic()
         line = None
@@ -68,13 +64,11 @@ class PushKeeper:
             backend.push_limiter.release(self)
             if not isinstance(error, TransportError | PushRefused):
                 raise
-            self._refused_or_failed(error, time.monotonic() - began)
+            ended = time.monotonic()
+            self._policy.failed(error, ended, took=ended - began)
             return None
         self.line = line
-        self.opened += 1
-        if self._told:
-            logger.warning("push of results: well again")
-        self._failures, self._told = 0, False
+        self._policy.opened()
         return documents
 
     def check(self) -> None:
@@ -108,20 +102,4 @@ class PushKeeper:
 
     def _lose(self, error: TransportError | PushRefused) -> None:
         self.close()
-        self._retry_at = time.monotonic() + SHORTEST
-        if isinstance(error, PushRefused):
-            self._refused_or_failed(error, 0.0)
-
-    def _refused_or_failed(self, error: TransportError | PushRefused, took: float) -> None:
-        refusal = error if isinstance(error, PushRefused) else PushRefused(str(error))
-        if refusal.for_good:
-            self._backend = None
-            logger.warning("the result backend does not allow push, polling instead: %s", error)
-            return
-        self._failures += 1
-        pause = min(_LONGEST_PAUSE, SHORTEST * 2 ** min(self._failures - 1, 10))
-        self._retry_at = time.monotonic() + max(pause, took * _SHARE)
-        if self._failures > 1 and not self._told:
-            # Reading has worked since: it is push alone that fails.
-            self._told = True
-            logger.warning("push of results: %s; polling meanwhile, trying on", error)
+        self._policy.lost(error, time.monotonic())

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery._state import get_current_worker_task
 
-from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
+from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     Broker,
     Config,
@@ -51,15 +51,10 @@ class Submitter:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""
         self._builder.check(controls)
         broker, reply_to = self._road()
-        prepared: list[TaskMessage | OperatorError] = []
-        for index, task in enumerate(_listed(tasks)):
-            try:
-                artifacts, options = _pair(index, task)
-                prepared.append(
-                    self._builder.task(broker.messages, reply_to, artifacts, options, controls)
-                )
-            except InvalidTaskError as error:
-                prepared.append(error)
+        prepared = [
+            self._builder.item(broker.messages, reply_to, index, task, controls)
+            for index, task in enumerate(self._builder.listed(tasks))
+        ]
         failures = self._send([item for item in prepared if isinstance(item, TaskMessage)])
         return [
             failures.get(item.task_id, item.task_id) if isinstance(item, TaskMessage) else item
@@ -118,17 +113,3 @@ class Submitter:
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to
-
-
-def _listed(tasks: object) -> list[Any]:
-    if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
-        raise InvalidTaskError(
-            "tasks", f"pairs of artifacts and options were expected, not {type(tasks).__name__}"
-        )
-    return list(tasks)
-
-
-def _pair(index: int, task: object) -> tuple[Any, Any]:
-    if not isinstance(task, tuple | list) or len(task) != 2:
-        raise InvalidTaskError(f"tasks[{index}]", "a pair (input_artifacts, options) was expected")
-    return task[0], task[1]

@@ -2,18 +2,22 @@
 
 from ._app import OperatorApp, client_app
 from ._backend import Backend, BackendStatistics, Reader
-from ._broker import Broker, BrokerStatistics
+from ._broker import Broker, BrokerStatistics, Outcome
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
 from ._errors import TransportError
+from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
 from ._push import Health, PushRefused, PushSession
+from ._push_policy import PushPolicy
+from ._readers import HubStatistics
 from ._redis import Command, RedisConnection, RedisConnector
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
+from ._redis_push import PushPlan
 from ._registry import Transport, TransportStatistics, statistics
 from ._settings import ClientArguments, ConfiguredClient
 from ._submission import TaskBuilder, TaskControls
@@ -42,11 +46,15 @@ __all__ = [
     "ConnectionPool",
     "DocumentDecoder",
     "Health",
+    "HubStatistics",
     "Limiter",
     "LimiterStatistics",
     "MessageFactory",
     "OperatorApp",
     "Outage",
+    "Outcome",
+    "PushPlan",
+    "PushPolicy",
     "PushRefused",
     "PushSession",
     "Reader",
@@ -59,6 +67,7 @@ __all__ = [
     "TaskBuilder",
     "TaskControls",
     "TaskMessage",
+    "Tended",
     "Transport",
     "TransportError",
     "TransportStatistics",
@@ -68,4 +77,5 @@ __all__ = [
     "pending",
     "resolve",
     "statistics",
+    "watch",
 ]

@@ -7,7 +7,7 @@ from attrs import frozen
 
 from ._config import BackendKey
 from ._documents import ResultDocument
-from ._limiter import LimiterStatistics
+from ._limiter import Limiter, LimiterStatistics
 from ._url import is_redis
 
 
@@ -36,6 +36,7 @@ class Reader(Protocol):
 class Backend(Protocol):
     """A shared, bounded view of stored results; for threads."""
 
+    limiter: Limiter
     #: The reply queue that tasks name (``rpc://`` reads it, others ignore it).
     reply_to: str
 

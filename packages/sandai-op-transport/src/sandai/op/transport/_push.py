@@ -73,6 +73,14 @@ class PushSession:
         # As redis-py's own PubSub does; there is no public way.
         connection._parser.set_pubsub_push_handler(Pushed)  # type: ignore[attr-defined]  # private
 
+    def prepare_async(self, connection: Any) -> None:
+        """Do the same for a connection of ``redis.asyncio``, whose handler is awaited."""
+
+        async def pushed(parts: list[Any]) -> Pushed:
+            return Pushed(parts)
+
+        connection._parser.set_pubsub_push_handler(pushed)
+
     def commands(self, changes: Changes, *, look: bool = True) -> list[Command]:
         """Return the commands for *changes*; with *look*, look at what is joined."""
         key = self._backend.key

@@ -5,7 +5,21 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from attrs import frozen
+
 from ._backend import Reader
+
+
+@frozen
+class HubStatistics:
+    """A reader at one moment; the counts are since it was made."""
+
+    pending: int
+    pushing: bool
+    pushed: int
+    swept: int
+    sweeps: int
+    push_connects: int
 
 
 class Readers:

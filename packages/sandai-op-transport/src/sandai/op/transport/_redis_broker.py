@@ -1,7 +1,7 @@
 """The Redis broker for threads: LPUSH, many messages to a command."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 
 from ._app import broker_app
+from ._backend import Reader
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
@@ -17,6 +18,7 @@ from ._freeze import thaw
 from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
+from ._readers import Readers
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._redis_envelope import EnvelopeRenderer
 from ._redis_push import PushPlan
@@ -40,6 +42,7 @@ class RedisBroker:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
+        self._senders = Readers()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -93,6 +96,14 @@ class RedisBroker:
             if isinstance(reply, ResponseError):
                 raise self.connector.failure(reply, maybe_done=False)
 
+    def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
+        """
+        Return what an event loop, *owner*, sends with; made once and closed with the broker.
+
+        *owner* is held weakly.
+        """
+        return self._senders.get(owner, make)
+
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
         """Hold a permit for a connection of Celery's own."""
         return self._pool.permit(acquire_timeout)
@@ -103,4 +114,5 @@ class RedisBroker:
 
     def close(self) -> None:
         """Close idle connections now, busy ones when their call ends."""
+        self._senders.close()
         self._pool.close()

@@ -1,12 +1,12 @@
 """From a caller's arguments to a message, and from its outcome to an error."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
-from sandai.op.models import OperatorError, Priority, protocol, queue_name
+from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol, queue_name
 
 from ._config import Config
 from ._errors import TransportError
@@ -62,6 +62,33 @@ class TaskBuilder:
             persistent_output=controls.persistent_output,
         )
         return self._message(messages, reply_to, kwargs, self._priority(controls))
+
+    @staticmethod
+    def listed(tasks: object) -> list[Any]:
+        """Return a batch as a list; raises :class:`InvalidTaskError` for what is no batch."""
+        if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
+            raise InvalidTaskError(
+                "tasks", f"pairs of artifacts and options were expected, not {type(tasks).__name__}"
+            )
+        return list(tasks)
+
+    def item(
+        self,
+        messages: MessageFactory,
+        reply_to: str,
+        index: int,
+        task: object,
+        controls: TaskControls,
+    ) -> TaskMessage | InvalidTaskError:
+        """Return the message of a batch's task at *index*, or why there can be none."""
+        try:
+            if not isinstance(task, tuple | list) or len(task) != 2:
+                raise InvalidTaskError(
+                    f"tasks[{index}]", "a pair (input_artifacts, options) was expected"
+                )
+            return self.task(messages, reply_to, task[0], task[1], controls)
+        except InvalidTaskError as error:
+            return error
 
     def probe(
         self,

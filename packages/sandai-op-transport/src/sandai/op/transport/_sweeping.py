@@ -23,6 +23,8 @@ LONGEST = 2.0
 YOUNG = 1.2
 #: After a miss push is distrusted for this many seconds.
 DISTRUST = 10.0
+#: Seconds after which a reader sees to its connection, whatever else there is to do.
+LONGEST_PAUSE = 1.0
 #: Looking takes at most one part in this many of the reader's time.
 _SHARE = 4
 _FEWEST_KEYS, _MOST_KEYS = 256, 4096
@@ -71,6 +73,14 @@ class SweepSchedule:
         if self._found or now < self._distrust_until:
             return SHORTEST
         return max(0.0, self._next_all - now)
+
+    def pause(self, table: WaiterTable, now: float, *, pushing: bool) -> float:
+        """Return for how many seconds there is nothing to do but to listen."""
+        young = not len(table) or table.any_younger_than(YOUNG, now)
+        if not pushing or young:
+            return SHORTEST
+        # Never at once: what is due may not be allowed yet.
+        return min(max(SHORTEST, self.next_due(now)), LONGEST_PAUSE)
 
     def looked(self, asked: Sequence[str], found: Sequence[ResultDocument], now: float) -> None:
         """

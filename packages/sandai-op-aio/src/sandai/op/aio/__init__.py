@@ -1,0 +1,52 @@
+"""The client of sandai operators for asyncio."""
+
+from sandai.op.models import (
+    BatchTaskResult,
+    ClientClosedError,
+    ClientPoolTimeoutError,
+    ConfigurationError,
+    HealthCheckResult,
+    InvalidPriorityError,
+    InvalidResultFormatError,
+    InvalidTaskError,
+    InvalidTaskStatusError,
+    OperatorConnectionError,
+    OperatorDescription,
+    OperatorError,
+    Priority,
+    TaskCancelledError,
+    TaskDeadlineExceededError,
+    TaskExecutionError,
+    TaskResult,
+    TaskTimeoutError,
+)
+from sandai.op.transport import HubStatistics
+
+from ._client import AsyncOperatorClient, create_async_client
+from ._handle import AsyncSubmittedTask, AsyncTaskHandle
+
+__all__ = [
+    "AsyncOperatorClient",
+    "AsyncSubmittedTask",
+    "AsyncTaskHandle",
+    "BatchTaskResult",
+    "ClientClosedError",
+    "ClientPoolTimeoutError",
+    "ConfigurationError",
+    "HealthCheckResult",
+    "HubStatistics",
+    "InvalidPriorityError",
+    "InvalidResultFormatError",
+    "InvalidTaskError",
+    "InvalidTaskStatusError",
+    "OperatorConnectionError",
+    "OperatorDescription",
+    "OperatorError",
+    "Priority",
+    "TaskCancelledError",
+    "TaskDeadlineExceededError",
+    "TaskExecutionError",
+    "TaskResult",
+    "TaskTimeoutError",
+    "create_async_client",
+]

@@ -1,0 +1,156 @@
+"""The batch calls: submit many, collect many."""
+
+from collections.abc import Iterable
+
+from sandai.op.models import (
+    BatchTaskResult,
+    InvalidTaskError,
+    LegacyTaskResult,
+    OperatorError,
+    batch,
+    protocol,
+)
+from sandai.op.transport import Config, ResultDocument, TaskControls
+
+from ._handle import AsyncSubmittedTask, AsyncTaskHandle
+from ._results import ResultReader
+from ._submitter import Submitter, Tasks
+
+
+class BatchCalls:
+    """What a client does with many tasks at once."""
+
+    config: Config
+    _submitter: Submitter
+    _results: ResultReader
+
+    def attach(self, task_id: str) -> AsyncTaskHandle:
+        """
+        Return a handle on a task that was submitted earlier, or elsewhere.
+
+        Raises :class:`InvalidTaskError` for what is no task's id.
+        """
+        self._results.check_open()
+        return AsyncTaskHandle(protocol.check_task_id(task_id), self._results)
+
+    async def batch_submit(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[AsyncSubmittedTask]:
+        """
+        Submit ``(input_artifacts, options)`` pairs; many go out in one command.
+
+        A task that cannot be submitted has its ``error``; the others go on.
+        Raises for the controls alone (:class:`InvalidPriorityError`,
+        :class:`ConfigurationError`), and when *tasks* is no iterable of pairs.
+        """
+        self._results.check_open()
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        return [
+            AsyncSubmittedTask(index, error=queued)
+            if isinstance(queued, OperatorError)
+            else AsyncSubmittedTask(index, AsyncTaskHandle(queued, self._results))
+            for index, queued in enumerate(await self._submitter.tasks(tasks, controls))
+        ]
+
+    async def batch_collect(
+        self, submissions: Iterable[AsyncSubmittedTask], *, timeout: float | None = None
+    ) -> list[BatchTaskResult]:
+        """
+        Wait for submissions; return a result per submission, in order.
+
+        *timeout* (seconds) is one budget for all: what is not there by then is
+        a :class:`TaskTimeoutError` in its own place. Raises
+        :class:`ClientClosedError`, :class:`InvalidTaskError` for what is no
+        submission, and with a timeout of 0 what a single look raises.
+        """
+        self._results.check_open()
+        return await self._collect(submissions, timeout, self._results.deadline(timeout))
+
+    async def batch_sync_detailed(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[BatchTaskResult]:
+        """
+        Submit a batch and collect it; see :meth:`batch_submit`, :meth:`batch_collect`.
+
+        *timeout* is counted from the beginning of the call.
+        """
+        deadline = self._results.deadline(timeout)
+        submissions = await self.batch_submit(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return await self._collect(submissions, timeout, deadline)
+
+    async def batch_async(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[AsyncTaskHandle | None]:
+        """Submit a batch; return a handle per task, ``None`` where that failed."""
+        submissions = await self.batch_submit(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return [submission.handle for submission in submissions]
+
+    async def batch_sync(
+        self,
+        tasks: Tasks,
+        *,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> list[LegacyTaskResult]:
+        """Submit and collect; ``(artifacts, results)`` per task, ``([], {})`` for a failure."""
+        results = await self.batch_sync_detailed(
+            tasks,
+            priority=priority,
+            timeout=timeout,
+            cancel_key=cancel_key,
+            persistent_output=persistent_output,
+        )
+        return [result.to_legacy_tuple() for result in results]
+
+    async def _collect(
+        self, submissions: Iterable[object], timeout: float | None, deadline: float
+    ) -> list[BatchTaskResult]:
+        limit = self._results.wait_limit(timeout)
+        reducer = batch.BatchReducer()
+        for number, submission in enumerate(submissions):
+            if not isinstance(submission, AsyncSubmittedTask):
+                kind = type(submission).__name__
+                reason = f"what batch_submit() returned was expected, not {kind}"
+                raise InvalidTaskError(f"submissions[{number}]", reason)
+            reducer.expect(submission.index, submission.task_id, submission.error)
+
+        def accept(document: ResultDocument) -> None:
+            reducer.accept_reply(document.task_id, document.reply)
+
+        await self._results.wait_many(
+            list(reducer), limit, accept, delete=self.config.auto_forget_result, deadline=deadline
+        )
+        reducer.expire(limit, self._results.failure)
+        return reducer.results()

@@ -1,0 +1,307 @@
+"""The client for asyncio."""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Unpack
+
+from celery import Celery
+from celery.backends.base import DisabledBackend
+
+from sandai.op.models import (
+    ClientClosedError,
+    ClientPoolTimeoutError,
+    HealthCheckResult,
+    LegacyTaskResult,
+    OperatorError,
+    protocol,
+)
+from sandai.op.transport import (
+    DEFAULT_TIMEOUT,
+    BackendStatistics,
+    BrokerStatistics,
+    ClientArguments,
+    ConfiguredClient,
+    ResultDocument,
+    TaskControls,
+    Transport,
+    TransportError,
+    client_app,
+    resolve,
+)
+
+from ._batches import BatchCalls
+from ._handle import AsyncTaskHandle
+from ._results import ResultReader
+from ._shared_fetch import SharedFetch
+from ._submitter import Artifacts, Options, Submitter
+from ._workers import in_thread
+
+logger = logging.getLogger("sandai.op.aio")
+
+
+class AsyncOperatorClient(BatchCalls, ConfiguredClient):
+    """
+    Hand tasks to one operator and wait for its answers, on any event loop.
+
+    Clients with the same settings share connections; see the sharing table.
+    Close it (:meth:`aclose`), or use ``async with``. Every call may raise
+    :class:`ClientClosedError`, and on the way to the broker or the backend
+    :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
+
+    ``timeout`` is in seconds; ``None`` or 0 for no limit and no deadline.
+    Unset arguments come from the ``SANDAI_OPERATOR_*`` environment variables,
+    then from the defaults. Raises :class:`ConfigurationError` and
+    :class:`InvalidPriorityError`.
+    """
+
+    _closed = True  # until it is built, there is nothing to close
+
+    def __init__(
+        self,
+        operator_name: str,
+        operator_version: str,
+        broker_url: str | None = None,
+        result_backend: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        debug: bool = False,
+        priority: str = "normal",
+        cancel_key: str | None = None,
+        auto_forget_result: bool | None = None,
+        *,
+        task_serializer: str | None = None,
+        result_serializer: str | None = None,
+        accept_content: Iterable[str] | None = None,
+        broker_pool_limit: int | None = None,
+        backend_pool_limit: int | None = None,
+        backend_poll_concurrency: int | None = None,
+        pool_acquire_timeout: float | None = None,
+        io_timeout: float = 5.0,
+        shared_transport_scope: str | None = None,
+        broker_transport_options: Mapping[str, Any] | None = None,
+        result_backend_transport_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = resolve(
+            operator_name,
+            operator_version,
+            env=os.environ,
+            broker_url=broker_url,
+            result_backend=result_backend,
+            timeout=timeout,
+            debug=debug,
+            priority=priority,
+            cancel_key=cancel_key,
+            auto_forget_result=auto_forget_result,
+            task_serializer=task_serializer,
+            result_serializer=result_serializer,
+            accept_content=accept_content,
+            broker_pool_limit=broker_pool_limit,
+            backend_pool_limit=backend_pool_limit,
+            backend_poll_concurrency=backend_poll_concurrency,
+            pool_acquire_timeout=pool_acquire_timeout,
+            io_timeout=io_timeout,
+            shared_transport_scope=shared_transport_scope,
+            broker_transport_options=broker_transport_options,
+            result_backend_transport_options=result_backend_transport_options,
+        )
+        self._transport = Transport(self.config)
+        self._results = ResultReader(self.config, self._transport)
+        self._closed = False
+        self._submitter = Submitter(self.config, self._transport, self._child)
+        self._app: Celery | None = None
+        self._app_lock = threading.Lock()
+        self._description: SharedFetch[dict[str, Any]] = SharedFetch()
+        self._debug("configured: %s", self.config)
+
+    @property
+    def celery_app(self) -> Celery:
+        """
+        A Celery app with this client's settings; never the current app.
+
+        For what Celery sends (``control.revoke()``), in a thread: it blocks. Results
+        are read by this client alone.
+        """
+        with self._app_lock:
+            if self._app is None:
+                self._app = client_app(
+                    self.config, permit=self._permit, make_backend=DisabledBackend
+                )
+            return self._app
+
+    def _permit(self) -> AbstractContextManager[None]:
+        self._results.check_open()
+        return self._transport.broker.permit(self.config.pool_acquire_timeout)
+
+    def _child(self, task_id: str) -> object:
+        return self.celery_app.AsyncResult(task_id)
+
+    # One task.
+
+    async def async_call(
+        self,
+        input_artifacts: Artifacts,
+        options: Options,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> AsyncTaskHandle:
+        """
+        Submit one task and return its handle.
+
+        *timeout* (seconds) sets the task's deadline; 0 sets none. Raises
+        :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        :class:`OperatorConnectionError` (with the ``task_id`` where the task
+        may have been queued).
+        """
+        self._results.check_open()
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        task_id = await self._submitter.task(input_artifacts, options, controls)
+        return AsyncTaskHandle(task_id, self._results)
+
+    async def sync(
+        self,
+        input_artifacts: Artifacts,
+        options: Options,
+        priority: str | None = None,
+        timeout: float | None = None,
+        cancel_key: str | None = None,
+        persistent_output: bool = False,
+    ) -> LegacyTaskResult:
+        """
+        Submit one task, wait, and return ``(artifacts, results)``.
+
+        *timeout* (seconds) bounds the wait and sets the deadline. Raises what
+        :meth:`async_call` does, and :class:`TaskTimeoutError`,
+        :class:`TaskExecutionError`, :class:`TaskDeadlineExceededError`,
+        :class:`TaskCancelledError`, :class:`InvalidTaskStatusError`,
+        :class:`InvalidResultFormatError`.
+        """
+        self._results.check_open()
+        deadline = self._results.deadline(timeout)
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        task_id = await self._submitter.task(input_artifacts, options, controls)
+        document = await self._wait(task_id, timeout, deadline)
+        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+
+    async def desc(self) -> dict[str, Any]:
+        """
+        What the operator says of itself: ``doc``, ``options_schema``, ``results_schema``.
+
+        Asked for once per client and kept; raises as :meth:`sync` does.
+        """
+        self._results.check_open()
+        return await self._description.get(self._fetch_description)
+
+    # Health.
+
+    async def ping(self, timeout: float = 10) -> bool:
+        """
+        Return whether a task could be submitted within *timeout* seconds.
+
+        Waits for no worker, and leaves nothing in queue or backend.
+        """
+        self._results.check_open()
+        try:
+            await self._submitter.ping(timeout)
+        except (TransportError, ClientPoolTimeoutError) as error:
+            self._debug("ping failed: %s", error)
+            return False
+        return True
+
+    async def probe(self, timeout: float = 10) -> HealthCheckResult:
+        """
+        Send a probe task and wait *timeout* seconds for its answer.
+
+        Never raises for an unhealthy operator: the result says how far it came.
+        """
+        self._results.check_open()
+        deadline = self._results.deadline(timeout)
+        message = self._submitter.probe(timeout)
+        task_id = message.task_id
+        try:
+            await self._submitter.send(message)
+        except OperatorError as error:
+            return HealthCheckResult(
+                False, False, False, getattr(error, "task_id", None), str(error)
+            )
+        try:
+            reply = (await self._wait(task_id, timeout, deadline)).reply()
+        except ClientClosedError:
+            raise
+        except OperatorError as error:
+            return HealthCheckResult(True, False, False, task_id, str(error))
+        response_ok, fault = protocol.probe_verdict(task_id, reply)
+        return HealthCheckResult(True, True, response_ok, task_id, fault)
+
+    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
+        """Return what this client's broker and backend look like now."""
+        self._results.check_open()
+        return self._transport.broker.statistics(), self._transport.backend.statistics()
+
+    # Its life.
+
+    async def aclose(self) -> None:
+        """
+        Release the client's leases; a second call does nothing.
+
+        Waits outstanding, on whatever loop, and later calls get
+        :class:`ClientClosedError`. The last client of a sharing key closes its
+        connections.
+        """
+        if not self._closed:
+            self._closed = True
+            self._results.end_waits()
+            # In a thread: brokers that are not Redis say goodbye, which blocks. And
+            # it happens even when whoever closes is cancelled.
+            await in_thread(self._transport.release, "close")
+            # A turn for the sockets of this loop.
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> "AsyncOperatorClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._closed = True
+            # Neither locks or waits; handles that live on are told.
+            self._results.end_waits()
+            self._transport.abandon()
+            # At last, since it raises where warnings are errors.
+            if not sys.is_finalizing():
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
+
+    async def _wait(self, task_id: str, timeout: float | None, deadline: float) -> ResultDocument:
+        document = await self._results.wait(
+            task_id,
+            self._results.wait_limit(timeout),
+            delete=self.config.auto_forget_result,
+            deadline=deadline,
+        )
+        self._debug("task %s ended: %s", task_id, document.state)
+        return document
+
+    async def _fetch_description(self) -> dict[str, Any]:
+        deadline = self._results.deadline(None)
+        task_id = await self._submitter.send(self._submitter.description())
+        reply = (await self._wait(task_id, None, deadline)).reply()
+        return protocol.decode_description(task_id, reply).to_dict()
+
+    def _debug(self, text: str, *values: object) -> None:
+        if self.config.debug:
+            logger.debug(text, *values)
+
+
+def create_async_client(
+    operator_name: str, operator_version: str, **kwargs: Unpack[ClientArguments]
+) -> AsyncOperatorClient:
+    """Return an :class:`AsyncOperatorClient`; *kwargs* are its arguments."""
+    return AsyncOperatorClient(operator_name, operator_version, **kwargs)

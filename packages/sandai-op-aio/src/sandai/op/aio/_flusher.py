@@ -1,0 +1,155 @@
+"""What becomes ready in the same turn of a loop goes out together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from sandai.op.models import OperatorError
+from sandai.op.transport import TransportError
+
+from ._pool import LoopPool
+from ._redis import LoopConnection
+from ._turns import spawn
+
+
+class Entry:
+    """
+    One caller's part of what goes out.
+
+    *size* says how much of it there is, *patience* for how many seconds it waits.
+    """
+
+    def __init__(
+        self, item: Any, size: int, patience: float, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.item = item
+        self.size = size
+        self.patience = patience
+        #: The result and ``None``, or ``None`` and the error.
+        self.outcome: asyncio.Future[tuple[Any, OperatorError | None]] = loop.create_future()
+
+    def resolve(self, result: Any, error: OperatorError | None = None) -> None:
+        """Tell the caller, if it is still there."""
+        if not self.outcome.done():
+            self.outcome.set_result((result, error))
+
+
+Work = Callable[[LoopConnection, Sequence[Entry]], Awaitable[None]]
+
+
+class Flusher:
+    """
+    Collect entries until a connection is to be had, then hand *work* what there is.
+
+    At most one task waits for a connection; as many as there are permits work.
+    A caller that is cancelled takes back its entry, unless it is being worked on:
+    then the work goes on for the others. *most* bounds the size of what goes out
+    at once, except for a single entry.
+    """
+
+    def __init__(self, pool: LoopPool, work: Work, name: str, most: int) -> None:
+        self._pool = pool
+        self._work = work
+        self._name = name
+        self._most = most
+        self._queued: dict[Entry, None] = {}
+        self._acquiring: asyncio.Task[None] | None = None
+        self._in_line = False
+        # asyncio holds tasks weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def put(self, item: Any, size: int, patience: float) -> Any:
+        """
+        Return what *work* resolves the entry with, or raise its error.
+
+        Waits *patience* seconds for a connection, 0 if it is to be had at once; else
+        raises :class:`ClientPoolTimeoutError`.
+        """
+        if patience <= 0 and self._in_line:
+            raise self._pool.limiter.timeout_error(0.0)
+        loop = asyncio.get_running_loop()
+        entry = Entry(item, size, patience, loop)
+        self._queued[entry] = None
+        self._start()
+        timer = loop.call_later(patience, self._expire, entry) if patience > 0 else None
+        try:
+            result, error = await entry.outcome
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._queued.pop(entry, None)
+            self._stop_if_unwanted()
+        if error is not None:
+            raise error
+        return result
+
+    def _start(self) -> None:
+        if self._acquiring is None:
+            # Its first step is a turn away: what becomes ready in this one comes along.
+            task = self._acquiring = spawn(self._flush(), self._name)
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if self._acquiring is task:
+            # Cancelled in the queue, by whomever; others may be waiting.
+            self._acquiring, self._in_line = None, False
+            if self._queued:
+                self._start()
+        if not task.cancelled():
+            task.exception()  # the entries were told
+
+    def _stop_if_unwanted(self) -> None:
+        if not self._queued and self._in_line and self._acquiring is not None:
+            self._acquiring.cancel()
+
+    def _expire(self, entry: Entry) -> None:
+        if entry in self._queued:
+            del self._queued[entry]
+            entry.resolve(None, self._pool.limiter.timeout_error(entry.patience))
+            self._stop_if_unwanted()
+
+    async def _flush(self) -> None:
+        lease = self._pool.try_acquire()
+        if lease is None:
+            for entry in list(self._queued):
+                if entry.patience <= 0:
+                    self._expire(entry)
+            if not self._queued:
+                return
+            self._in_line = True
+            lease = await self._pool.acquire()
+        entries = self._take()
+        self._acquiring, self._in_line = None, False
+        if self._queued:
+            self._start()
+        if not entries:
+            lease.give_back(keep=True)
+            return
+        try:
+            async with lease as connection:
+                await self._work(connection, entries)
+        except OperatorError as error:
+            _fail(entries, error)
+        except BaseException as error:
+            said = TransportError(f"it was interrupted ({type(error).__name__})", True)
+            _fail(entries, said)
+            raise
+
+    def _take(self) -> list[Entry]:
+        taken: list[Entry] = []
+        size = 0
+        for entry in self._queued:
+            size += entry.size
+            if taken and size > self._most:
+                break
+            taken.append(entry)
+        for entry in taken:
+            del self._queued[entry]
+        return taken
+
+
+def _fail(entries: Sequence[Entry], error: OperatorError) -> None:
+    for entry in entries:
+        entry.resolve(None, error)

@@ -1,0 +1,282 @@
+"""
+The hub: one for each result backend and loop, for every client on that loop.
+
+It keeps the push connection, sweeps for what push may have missed, and ends
+when nobody has waited for a few seconds. A wait costs a future and an entry in
+a table: no task, no connection.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from weakref import ref
+
+from sandai.op.models import ClientPoolTimeoutError, OperatorError
+from sandai.op.transport import (
+    IDLE_SECONDS,
+    SHORTEST,
+    Backend,
+    HubStatistics,
+    Outage,
+    ResultDocument,
+    SweepSchedule,
+    TransportError,
+    Waiter,
+    WaiterTable,
+    watch,
+)
+
+from ._looks import looks_of
+from ._push_keeper import PushKeeper
+from ._turns import call_on, spawn
+
+logger = logging.getLogger("sandai.op.aio")
+
+#: Seconds that a sweep waits for a connection: the next sweep comes anyway.
+_PATIENCE = 1.0
+#: Results that are handed over before others get their turn.
+_TOLD = 50
+#: Deletions kept for later while they fail; what is beyond that expires by itself.
+_MOST_DELETIONS = 10_000
+
+
+class LoopHub:
+    """Tell waiters of results: pushed ones at once, the others by sweeping."""
+
+    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+        # Weakly: hubs are kept by loop, and must not keep it.
+        self._loop = ref(loop)
+        self.looks = looks_of(backend, loop)
+        self._table = WaiterTable()
+        self._schedule = SweepSchedule()
+        self._outage = Outage("reading results", logger)
+        # Of its own: who may read but not delete gets results all the same.
+        self._deletions = Outage("deleting results", logger)
+        self._push = PushKeeper(
+            backend, loop, self._table, self._outage, self._received, self._wake
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
+        self._asleep_until = 0.0
+        self._closing = False
+        self._settled: list[tuple[ResultDocument, list[Waiter]]] = []
+        self._telling = False
+        self._pushed = self._swept = self._sweeps = 0
+
+    # For the loop.
+
+    def watch(self, task_ids: Iterable[str], waiter: Waiter, *, delete: bool) -> None:
+        """
+        Have *waiter* told of each task once, by the hub.
+
+        *delete* has the results deleted when they are read.
+        """
+        self._table.add(task_ids, waiter, delete=delete)
+        self._ensure_running()
+        line = self._push.line
+        if line is not None:
+            line.flush_soon()
+        if line is None or self._asleep_until > time.monotonic() + SHORTEST:
+            self._wake()
+
+    def unwatch(self, task_ids: Iterable[str], waiter: Waiter) -> set[str]:
+        """Stop waiting; return the tasks still waited for, the others are being told."""
+        given_up = self._table.discard(task_ids, waiter)
+        if self._push.line is not None and not self._closing:
+            # A coroutine that is collected with its loop does not run on one.
+            with suppress(RuntimeError):
+                self._push.line.flush_soon()
+        return given_up
+
+    @property
+    def failure(self) -> OperatorError | None:
+        """Why results cannot be read at the moment; ``None`` while they can."""
+        return self._outage.error
+
+    def statistics(self) -> HubStatistics:
+        """Return a snapshot."""
+        return HubStatistics(
+            pending=len(self._table),
+            pushing=self._push.line is not None,
+            pushed=self._pushed,
+            swept=self._swept,
+            sweeps=self._sweeps,
+            push_connects=self._push.opened,
+        )
+
+    # For any thread.
+
+    def close(self) -> None:
+        """Close its connections at once, and have its task end."""
+        self._closing = True
+        self._push.shut()
+        self.looks.close()
+        call_on(self._loop(), self._stop)
+
+    def tend(self, now: float) -> bool:
+        """Let go of a closed loop's tasks; the janitor calls it."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            self._task = None
+            self._push.line = None
+        return self._task is not None
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    # The task.
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    def _ensure_running(self) -> None:
+        if self._task is None and len(self._table) and not self._closing:
+            self._task = spawn(self._run(), "results")
+            self._task.add_done_callback(self._ended)
+            watch(self)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if self._task is task:
+            self._task = None
+        self._push.close()
+        # Cancelled by whomever while others wait: it starts again. As asyncio.run()
+        # ends they are cancelled too, and leave the table in this turn.
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            loop.call_soon(self._ensure_running)
+
+    async def _run(self) -> None:
+        idle_since = time.monotonic()
+        while not self._closing:
+            now = time.monotonic()
+            if len(self._table):
+                idle_since = now
+            if now - idle_since >= IDLE_SECONDS:
+                # No await between here and the end: nobody comes in between.
+                self._push.close()
+                await self._apply_changes()
+                if not len(self._table):
+                    return
+                continue
+            try:
+                await self._work(now)
+                await self._sleep(now)
+            except Exception as error:
+                # The reader outlives everything: all the waits depend on it.
+                if self._outage.error is None:
+                    logger.exception("reading results failed unexpectedly; going on")
+                said = f"{type(error).__name__}: {error}"
+                self._outage.failed(TransportError(said), time.monotonic())
+                await asyncio.sleep(SHORTEST)
+
+    async def _sleep(self, now: float) -> None:
+        pushing = self._push.line is not None
+        timeout = self._schedule.pause(self._table, now, pushing=pushing)
+        self._asleep_until = now + timeout
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
+        self._woken.clear()
+        self._asleep_until = 0.0
+
+    async def _work(self, now: float) -> None:
+        self._push.check()
+        if (
+            self._push.line is None
+            and len(self._table)
+            and await self._push.open_when_possible(now)
+        ):
+            self._schedule.reset(time.monotonic())
+        if self._push.line is None:
+            await self._apply_changes()
+        if len(self._table) and self._outage.try_now(now):
+            pushing = self._push.line is not None
+            await self._look(self._schedule.due(self._table, now, pushing=pushing))
+
+    async def _look(self, task_ids: Sequence[str]) -> None:
+        began = time.monotonic()
+        position = 0
+        while position < len(task_ids):
+            chunk = task_ids[position : position + self._schedule.chunk]
+            position += len(chunk)
+            try:
+                found = await self.looks.look(chunk, patience=_PATIENCE)
+            except (TransportError, ClientPoolTimeoutError) as error:
+                self._outage.failed(error, time.monotonic())
+                return
+            self._outage.worked()
+            self._sweeps += 1
+            self._schedule.looked(chunk, found, time.monotonic())
+            for start in range(0, len(found), _TOLD):
+                self._swept += await self._tell(found[start : start + _TOLD])
+        self._schedule.took(time.monotonic() - began)
+
+    # What was found.
+
+    def _received(self, documents: Sequence[ResultDocument], pushed: bool) -> None:
+        self._outage.worked()
+        for document in documents:
+            if pushed:
+                self._schedule.pushed(document.task_id)
+            self._pushed += self._settle(document)
+
+    def _settle(self, document: ResultDocument) -> bool:
+        waiters = self._table.settle(document)
+        if waiters:
+            self._settled.append((document, waiters))
+            if not self._telling:
+                # One turn later: what else comes until then is deleted in one command.
+                self._telling = True
+                asyncio.get_running_loop().call_soon(self._hand_over)
+        return bool(waiters)
+
+    async def _tell(self, documents: Sequence[ResultDocument]) -> int:
+        if self._push.line is not None:
+            told = sum(self._settle(document) for document in documents)
+            await asyncio.sleep(0)
+            return told
+        settled = [(document, self._table.settle(document)) for document in documents]
+        try:
+            # Deletions go out before anybody is told: who has the result finds no key.
+            await self._apply_changes()
+        finally:
+            # Whatever happens: nobody else will tell them.
+            _deliver(settled)
+        await asyncio.sleep(0)
+        return sum(bool(waiters) for _, waiters in settled)
+
+    def _hand_over(self) -> None:
+        self._telling = False
+        settled, self._settled = self._settled, []
+        try:
+            if self._push.line is not None:
+                self._push.line.flush_deletions()
+        finally:
+            _deliver(settled)
+
+    async def _apply_changes(self) -> None:
+        """Without a line: delete what is to be deleted."""
+        changes = self._table.changes()
+        if changes.join:
+            self._schedule.look_soon()
+        if not changes.delete:
+            return
+        try:
+            if self._deletions.try_now(time.monotonic()):
+                await self.looks.delete(changes.delete, patience=_PATIENCE)
+                self._deletions.worked()
+                changes.delete.clear()
+        except (TransportError, ClientPoolTimeoutError) as error:
+            self._deletions.failed(error, time.monotonic())
+        finally:
+            if changes.delete:
+                self._table.delete(changes.delete[-_MOST_DELETIONS:])
+
+
+def _deliver(settled: Sequence[tuple[ResultDocument, list[Waiter]]]) -> None:
+    for document, waiters in settled:
+        for waiter in waiters:
+            waiter.deliver(document)

@@ -1,0 +1,244 @@
+"""One loop's connections under a budget that it shares with threads and other loops."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+from weakref import ref
+
+from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, watch
+
+from ._redis import LoopConnection, open_connection
+from ._turns import call_on, spawn
+
+_TIDY_INTERVAL = IDLE_SECONDS / 4
+#: A loop that does not run closes nothing; then the janitor does, a little later.
+_ABANDONED_SECONDS = 2 * IDLE_SECONDS
+
+
+class Lease:
+    """
+    A permit, and the connection under it.
+
+    ``async with lease as connection`` opens one where there is none, and gives
+    both back; a connection whose user failed is closed. With an *io_timeout*
+    (seconds) of the caller's own the connection is a new one, and is closed.
+    """
+
+    def __init__(self, pool: "LoopPool", connection: LoopConnection | None) -> None:
+        self._pool = pool
+        self.connection = connection
+        self.io_timeout: float | None = None
+
+    async def __aenter__(self) -> LoopConnection:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.give_back(keep=kind is None and self.io_timeout is None)
+
+    async def open(self) -> LoopConnection:
+        """Return a connection that is open and in step, or give back and raise."""
+        try:
+            return await self._connect()
+        except BaseException:
+            self.give_back(keep=False)
+            raise
+
+    def give_back(self, *, keep: bool) -> None:
+        """Give the permit back, once, with its connection if that is to be kept."""
+        self._pool.take_back(self, keep=keep)
+
+    async def _connect(self) -> LoopConnection:
+        connection = self.connection
+        if connection is not None and not (self.io_timeout is None and connection.usable):
+            self.connection = None
+            connection.close()
+        if self.connection is None:
+            self.connection = await self._pool.open(self.io_timeout)
+        return self.connection
+
+
+class LoopPool:
+    """
+    Lease connections to the coroutines of one loop; an owner to the limiter.
+
+    Whatever becomes of the loop, each permit comes back exactly once: a lease and
+    a ticket stand in a set, and who takes them out gives them back.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        connector: RedisConnector,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        protocol: int = 2,
+    ) -> None:
+        self.limiter = limiter
+        self._connector = connector
+        self._protocol = protocol
+        # Weakly: pools are kept by loop, and must not keep it.
+        self._loop = ref(loop)
+        self._leases: set[Lease] = set()
+        self._tickets: set[Future[Any]] = set()
+        self._tidying: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # For the loop.
+
+    def try_acquire(self) -> Lease | None:
+        """Return a lease if a permit is free and nobody is queued for it."""
+        granted, connection = self.limiter.try_acquire(self)
+        return self._lease(connection) if granted else None
+
+    async def acquire(self) -> Lease:
+        """Return a lease when it is our turn; cancel to leave the queue."""
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not granted.done():
+                granted.set_result(None)
+
+        def tell(ticket: "Future[Any]") -> None:
+            if not ticket.cancelled() and not call_on(loop, wake):
+                self._hand_back(ticket)
+
+        ticket = self.limiter.request(self)
+        self._tickets.add(ticket)
+        try:
+            ticket.add_done_callback(tell)
+            watch(self)
+            await granted
+        except BaseException:
+            self._leave(ticket)
+            raise
+        if not self._claim(ticket):
+            raise asyncio.CancelledError("the event loop was taken for closed")
+        return self._lease(ticket.result())
+
+    async def open(self, timeout: float | None) -> LoopConnection:
+        """Open a connection for a lease; raises :class:`TransportError`."""
+        return await open_connection(self._connector, protocol=self._protocol, timeout=timeout)
+
+    def take_back(self, lease: Lease, *, keep: bool) -> None:
+        """Take a lease back; leases do it."""
+        connection = lease.connection
+        try:
+            self._leases.remove(lease)
+        except KeyError:
+            # Its permit has come back already; the connection came too late.
+            if connection is not None:
+                connection.close()
+            return
+        keep = keep and not self._closed
+        if connection is None or not keep:
+            try:
+                if connection is not None:
+                    connection.close()
+            finally:
+                self.limiter.release(self)
+            return
+        self.limiter.release(self, connection)
+        watch(self)
+        self._tidy_up()
+        if self._closed:
+            self._close_idle(time.monotonic())
+
+    # For any thread.
+
+    def evict(self, connection: Any, closed: Callable[[], None]) -> None:
+        """Close an idle connection for a caller that is queued elsewhere."""
+        try:
+            self._end(connection)
+        finally:
+            closed()
+
+    def tend(self, now: float) -> bool:
+        """Give back what a closed loop held; return whether there is anything to tend."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            self.close(busy=True)
+            return False
+        self._close_idle(now - _ABANDONED_SECONDS)
+        return bool(self._leases or self._tickets or self.limiter.idle_count(self))
+
+    def close(self, *, busy: bool = False) -> None:
+        """Close the idle connections now, and with *busy* the leased ones too."""
+        self._closed = True
+        self._close_idle(time.monotonic())
+        if not busy:
+            return
+        for ticket in list(self._tickets):
+            self._leave(ticket)
+        for lease in list(self._leases):
+            try:
+                self._leases.remove(lease)
+            except KeyError:
+                continue
+            if lease.connection is not None:
+                self._end(lease.connection)
+            self.limiter.release(self)
+
+    def _lease(self, connection: LoopConnection | None) -> Lease:
+        lease = Lease(self, connection)
+        self._leases.add(lease)
+        watch(self)
+        return lease
+
+    def _claim(self, ticket: "Future[Any]") -> bool:
+        try:
+            self._tickets.remove(ticket)
+        except KeyError:
+            return False
+        return True
+
+    def _leave(self, ticket: "Future[Any]") -> None:
+        if ticket.cancel():
+            self._tickets.discard(ticket)
+        else:
+            # Granted meanwhile, or about to be: the grant passes on to the next.
+            ticket.add_done_callback(self._hand_back)
+
+    def _hand_back(self, ticket: "Future[Any]") -> None:
+        if not self._claim(ticket) or ticket.cancelled():
+            return
+        connection = ticket.result()
+        if connection is not None:
+            self._end(connection)
+        self.limiter.release(self)
+
+    def _close_idle(self, idle_since: float) -> bool:
+        for connection in self.limiter.take_idle(self, idle_since):
+            self._end(connection)
+            self.limiter.release(self)
+        return self.limiter.idle_count(self) > 0
+
+    def _end(self, connection: LoopConnection) -> None:
+        connection.shut()
+        if not call_on(self._loop(), connection.close):
+            connection.close()
+
+    def _tidy_up(self) -> None:
+        if self._tidying is None or self._tidying.done():
+            self._tidying = spawn(self._tidy(), "idle")
+
+    async def _tidy(self) -> None:
+        try:
+            idle = True
+            while idle or self._leases or self._tickets:
+                await asyncio.sleep(_TIDY_INTERVAL)
+                idle = self._close_idle(time.monotonic() - IDLE_SECONDS)
+        except BaseException:
+            # As asyncio.run() ends it cancels all tasks: what is idle goes now.
+            self._close_idle(time.monotonic())
+            raise
+        finally:
+            self._tidying = None

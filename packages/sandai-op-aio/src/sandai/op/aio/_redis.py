@@ -1,0 +1,231 @@
+"""
+Redis connections of one loop: open, ask, close from anywhere.
+
+On ``redis.asyncio``'s ``Connection``, without its pools and its retry. It reads
+and writes on it directly: redis-py's own clean-up awaits, which a collected
+coroutine cannot.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis
+from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from sandai.op.transport import Command, RedisConnector
+
+
+class LoopConnection:
+    """
+    One open connection.
+
+    It keeps a second descriptor of its socket: :meth:`shut` works in any thread,
+    at any time, and never on a descriptor that meanwhile is somebody else's.
+    """
+
+    def __init__(self, connection: Any, connector: RedisConnector, *, push: bool) -> None:
+        self.redis = connection
+        self._connector = connector
+        self._push = push
+        self._tls = connector.address.tls is not None
+        described = connection._writer.get_extra_info("socket")
+        self._twin = [os.dup(described.fileno())]
+        # From here on we keep the time.
+        connection.socket_timeout = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether an idle connection is still open and in step."""
+        reader, writer = self.redis._reader, self.redis._writer
+        if writer is None or writer.transport.is_closing():
+            return False
+        if reader.at_eof() or getattr(reader, "_buffer", b""):
+            return False
+        return self._silent()
+
+    def _silent(self) -> bool:
+        # The loop may not have got round to the end that a server made meanwhile.
+        try:
+            twin = socket.socket(fileno=self._twin[0])
+        except (IndexError, OSError):
+            return False
+        try:
+            return bool(twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) and self._tls
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            twin.detach()
+
+    def write(self, commands: Sequence[Command]) -> None:
+        """Write commands into the transport's buffer; raises ``redis.ConnectionError``."""
+        writer = self.redis._writer
+        if writer is None or writer.transport.is_closing():
+            raise redis.ConnectionError("the connection is closed")
+        writer.write(b"".join(self.redis.pack_commands(commands)))
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes the server has not taken yet."""
+        writer = self.redis._writer
+        return 0 if writer is None else int(writer.transport.get_write_buffer_size())
+
+    async def read(self) -> Any:
+        """Return the next response, however long it takes; an error reply is not raised."""
+        try:
+            return await self.redis.read_response(
+                disconnect_on_error=False, push_request=self._push
+            )
+        except ResponseError as error:
+            return error
+
+    async def execute(
+        self, commands: Sequence[Command], *, replies: list[Any] | None = None
+    ) -> list[Any]:
+        """
+        Send commands in one write and return their replies, in order.
+
+        An error reply stands in the list as a ``ResponseError``. When the connection
+        breaks, or no reply comes within the I/O timeout, raises
+        :class:`TransportError` with ``maybe_done``; *replies* then holds those that
+        came before. Whatever is raised, the connection is closed.
+        """
+        replies = [] if replies is None else replies
+        limit = self._connector.io_timeout
+        time = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(limit) as scope:
+                self.write(commands)
+                await self.redis._writer.drain()
+                for _ in commands:
+                    scope.reschedule(time() + limit)
+                    replies.append(await self.read())
+        except (RedisError, OSError) as error:
+            self.close()
+            told = redis.TimeoutError("no answer in time") if _timed_out(error) else error
+            raise self._connector.failure(told, maybe_done=True) from error
+        except BaseException:
+            self.close()
+            raise
+        return replies
+
+    def close(self) -> None:
+        """Close at once, in the loop's thread or when the loop is closed; never waits."""
+        self.shut()
+        connection, writer = self.redis, self.redis._writer
+        with suppress(Exception):
+            connection._parser.on_disconnect()
+        connection._writer = connection._reader = None
+        if writer is None:
+            return
+        try:
+            writer.transport.abort()
+        except RuntimeError:
+            # Its loop is closed and will not do the rest.
+            with suppress(Exception):
+                writer.transport._call_connection_lost(None)
+
+    def shut(self) -> None:
+        """End the connection at the socket; for any thread."""
+        try:
+            descriptor = self._twin.pop()
+        except IndexError:
+            return
+        with socket.socket(fileno=descriptor) as twin, suppress(OSError):
+            twin.shutdown(socket.SHUT_RDWR)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_twin", ()):
+            os.close(descriptor)
+
+
+async def open_connection(
+    connector: RedisConnector, *, protocol: int = 2, timeout: float | None = None
+) -> LoopConnection:
+    """
+    Connect, authenticate and select the database.
+
+    *timeout* (seconds) shortens the I/O timeout, which bounds each step. Raises
+    :class:`TransportError`, which says what the server said.
+    """
+    limit = connector.io_timeout if timeout is None else min(connector.io_timeout, timeout)
+    host, port = connector.address.host, connector.address.port
+    try:
+        if connector.address.sentinels:
+            host, port = await _master(connector, limit)
+        connection = _build(connector, host, port, protocol, limit)
+        try:
+            await connection.connect()
+            if connector.address.sentinels:
+                await _check_master(connection)
+            return LoopConnection(connection, connector, push=protocol == 3)
+        except (TypeError, AttributeError, LookupError) as error:
+            _drop(connection)
+            raise redis.ConnectionError("it does not answer as a Redis does") from error
+        except BaseException:
+            _drop(connection)
+            raise
+    except (RedisError, OSError) as error:
+        raise connector.failure(error, maybe_done=False) from error
+
+
+def _build(connector: RedisConnector, host: str, port: int, protocol: int, timeout: float) -> Any:
+    kwargs = connector.connection_kwargs(protocol, timeout)
+    kwargs["retry"] = Retry(NoBackoff(), 0)
+    if connector.address.path is not None:
+        return UnixDomainSocketConnection(path=connector.address.path, **kwargs)
+    build = Connection if connector.address.tls is None else SSLConnection
+    return build(host=host, port=port, **kwargs)
+
+
+def _drop(connection: Any) -> None:
+    writer = connection._writer
+    connection._writer = connection._reader = None
+    if writer is not None:
+        with suppress(RuntimeError):
+            writer.transport.abort()
+
+
+async def _master(connector: RedisConnector, timeout: float) -> tuple[str, int]:
+    said = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        **connector.address.sentinel_kwargs,
+    }
+    sentinel = Sentinel(list(connector.address.sentinels), sentinel_kwargs=said)
+    try:
+        host, port = await sentinel.discover_master(str(connector.address.master_name))
+        return str(host), int(port)
+    finally:
+        for client in sentinel.sentinels:
+            for connection in _connections(client.connection_pool):
+                _drop(connection)
+
+
+def _connections(pool: Any) -> list[Any]:
+    # Closed at once and without awaiting: a lookup may have been cancelled.
+    return [*pool._available_connections, *pool._in_use_connections]
+
+
+async def _check_master(connection: Any) -> None:
+    await connection.send_command("ROLE")
+    role = (await connection.read_response())[0]
+    if role not in (b"master", "master"):
+        raise redis.ConnectionError(
+            "the Sentinels named a server that is no master (failing over?)"
+        )
+
+
+def _timed_out(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) and not str(error)

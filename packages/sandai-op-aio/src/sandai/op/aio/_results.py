@@ -1,0 +1,204 @@
+"""Waiting for results on a loop: one, many, or a single look."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from sandai.op.models import ClientClosedError, OperatorError, TaskTimeoutError, protocol
+from sandai.op.transport import (
+    Config,
+    ResultDocument,
+    TaskBuilder,
+    Transport,
+    TransportError,
+    pending,
+)
+
+from ._hub import LoopHub
+from ._mailbox import Mailbox, deadline_after
+from ._turns import Breath
+
+R = TypeVar("R")
+
+_LOOK_KEYS = 1000
+
+
+class ResultReader:
+    """One client's waits and looks, on the hubs of the loops that it is used on."""
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._builder = TaskBuilder(config)
+        # No lock: adding, discarding and copying are atomic, and several loops do it.
+        self._mailboxes: set[Mailbox] = set()
+        self._closed = False
+
+    def wait_limit(self, timeout: float | None) -> float | None:
+        """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
+        return self._builder.wait_limit(timeout)
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the ``time.monotonic()`` at which a call that begins now is over."""
+        return deadline_after(self.wait_limit(timeout))
+
+    @property
+    def failure(self) -> OperatorError | None:
+        """Why results cannot be read at the moment; ``None`` while they can."""
+        return self.hub.failure
+
+    @property
+    def hub(self) -> LoopHub:
+        """The running loop's hub of this process's backend."""
+        backend, loop = self._transport.backend, asyncio.get_running_loop()
+        hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+        assert isinstance(hub, LoopHub)
+        return hub
+
+    async def wait(
+        self, task_id: str, timeout: float | None, *, delete: bool, deadline: float | None = None
+    ) -> ResultDocument:
+        """
+        Return one task's document once it is ready.
+
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. Raises
+        :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
+        look what :meth:`look` raises.
+        """
+        found: list[ResultDocument] = []
+        await self.wait_many([task_id], timeout, found.append, delete=delete, deadline=deadline)
+        if found:
+            return found[0]
+        error = TaskTimeoutError(task_id, timeout)
+        error.__cause__ = self.failure
+        raise error
+
+    async def wait_many(
+        self,
+        task_ids: Sequence[str],
+        timeout: float | None,
+        accept: Callable[[ResultDocument], None],
+        *,
+        delete: bool,
+        deadline: float | None = None,
+    ) -> None:
+        """
+        Give *accept* ready documents as they come, until all have or *timeout* is over.
+
+        A *deadline* (``time.monotonic()``) is that of a call that began before.
+        """
+        if timeout == 0:
+            await self._look_once(task_ids, accept, delete=delete)
+            return
+        if not task_ids:
+            return
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
+        deadline = deadline_after(timeout) if deadline is None else deadline
+        hub, breath = self.hub, Breath()
+        open_ids = dict.fromkeys(task_ids)
+        with self._mailbox() as mailbox:
+            try:
+                for chunk in _chunks(list(open_ids), _LOOK_KEYS):
+                    hub.watch(chunk, mailbox, delete=delete)
+                    await breath()
+                while open_ids:
+                    document = await mailbox.get(deadline)
+                    if document is None:
+                        break
+                    open_ids.pop(document.task_id, None)
+                    accept(document)
+                    if breath.due:
+                        await breath()
+            finally:
+                given_up = hub.unwatch(open_ids, mailbox) if open_ids else set()
+            # What was settled at the last moment has been taken for us and is on
+            # its way: nobody else will be told of it, however long that takes.
+            late = open_ids.keys() - given_up
+            while late and (document := await mailbox.get(deadline_after(None))) is not None:
+                late.discard(document.task_id)
+                accept(document)
+
+    async def look(self, task_id: str) -> ResultDocument:
+        """
+        Return one task's document as it is now.
+
+        Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`
+        and :class:`ClientClosedError`.
+        """
+        found = await self.look_many([task_id])
+        return found[0] if found else pending(task_id)
+
+    async def look_many(self, task_ids: Sequence[str]) -> list[ResultDocument]:
+        """Return what is stored now; raises as :meth:`look` does."""
+        self.check_open()
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
+        looks, patience = self.hub.looks, self._config.pool_acquire_timeout
+        documents: list[ResultDocument] = []
+        for chunk in _chunks(task_ids, _LOOK_KEYS):
+            documents += await self._guarded(looks.look(chunk, patience=patience))
+        return documents
+
+    async def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete results; raises as :meth:`look` does."""
+        self.check_open()
+        for task_id in task_ids:
+            protocol.check_task_id(task_id)
+        looks, patience = self.hub.looks, self._config.pool_acquire_timeout
+        await self._guarded(looks.delete(task_ids, patience=patience))
+
+    def check_open(self) -> None:
+        """Raise :class:`ClientClosedError` after :meth:`end_waits`."""
+        if self._closed:
+            raise self._closed_error()
+
+    def end_waits(self) -> None:
+        """End this client's waits, on all loops, with :class:`ClientClosedError`."""
+        self._closed = True
+        for mailbox in list(self._mailboxes):
+            mailbox.fail(self._closed_error())
+
+    @contextmanager
+    def _mailbox(self) -> Iterator[Mailbox]:
+        mailbox = Mailbox(asyncio.get_running_loop())
+        self._mailboxes.add(mailbox)
+        try:
+            # After adding: end_waits() either finds the mailbox or is seen here.
+            self.check_open()
+            yield mailbox
+        finally:
+            self._mailboxes.discard(mailbox)
+
+    async def _look_once(
+        self,
+        task_ids: Sequence[str],
+        accept: Callable[[ResultDocument], None],
+        *,
+        delete: bool,
+    ) -> None:
+        ready = [document for document in await self.look_many(task_ids) if document.ready]
+        if delete and ready:
+            # A deletion that fails must not cost the results: they expire.
+            with suppress(OperatorError):
+                await self.forget([document.task_id for document in ready])
+        for document in ready:
+            accept(document)
+
+    async def _guarded(self, call: Awaitable[R]) -> R:
+        try:
+            return await call
+        except TransportError as error:
+            self.check_open()  # closing the client broke it off
+            raise error.for_operator(
+                self._config.operator_name, self._config.operator_version
+            ) from error
+
+    def _closed_error(self) -> ClientClosedError:
+        return ClientClosedError(self._config.operator_name, self._config.operator_version)
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

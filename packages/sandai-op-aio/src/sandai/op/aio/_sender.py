@@ -1,0 +1,151 @@
+"""How messages leave a loop: many to a command on Redis, by worker threads elsewhere."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from sandai.op.models import ClientPoolTimeoutError
+from sandai.op.transport import (
+    Broker,
+    LimiterStatistics,
+    Outcome,
+    PushPlan,
+    RedisBroker,
+    TaskMessage,
+    TransportError,
+)
+
+from ._flusher import Entry, Flusher
+from ._pool import LoopPool
+from ._redis import LoopConnection
+from ._turns import Breath
+from ._workers import Workers
+
+#: Messages that go out in one write, as a rule.
+_MOST_MESSAGES = 500
+
+
+class Sender(Protocol):
+    """A loop's way into the queues."""
+
+    async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
+        """Queue messages; return each one's outcome, as :meth:`Broker.send` does."""
+
+    async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
+        """Check that a message could be queued; see :meth:`Broker.ping`."""
+
+
+def sender_of(broker: Broker) -> Sender:
+    """Return the running loop's sender for a broker."""
+    if not isinstance(broker, RedisBroker):
+        return WorkerSender(broker)
+    loop = asyncio.get_running_loop()
+    sender = broker.sender(loop, lambda: RedisSender(broker, loop))
+    assert isinstance(sender, RedisSender)
+    return sender
+
+
+class RedisSender:
+    """Push what the coroutines of one loop submit; a write is never repeated."""
+
+    def __init__(self, broker: RedisBroker, loop: asyncio.AbstractEventLoop) -> None:
+        self._broker = broker
+        self._pool = LoopPool(broker.limiter, broker.connector, loop)
+        self._flusher = Flusher(self._pool, self._push, "submit", _MOST_MESSAGES)
+
+    async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
+        """Push messages, together with those of others."""
+        try:
+            outcomes: list[Outcome] = await self._flusher.put(messages, len(messages), patience)
+        except (TransportError, ClientPoolTimeoutError) as error:
+            return [error] * len(messages)
+        return outcomes
+
+    async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
+        """Push a message and take it out again in one transaction."""
+        lease = self._pool.try_acquire()
+        if lease is None:
+            try:
+                async with asyncio.timeout(patience):
+                    lease = await self._pool.acquire()
+            except TimeoutError:
+                raise self._broker.limiter.timeout_error(patience) from None
+        if timeout and timeout < self._broker.connector.io_timeout:
+            lease.io_timeout = timeout
+        async with lease as connection:
+            replies = await connection.execute(self._broker.ping_commands(message))
+            self._broker.check_ping(replies)
+
+    def statistics(self) -> LimiterStatistics:
+        """Return the budget's."""
+        return self._broker.limiter.statistics()
+
+    def close(self) -> None:
+        """Close idle connections now, busy ones when their call ends; in any thread."""
+        self._pool.close()
+
+    async def _push(self, connection: LoopConnection, entries: Sequence[Entry]) -> None:
+        plan = PushPlan(self._broker.connector)
+        failure: TransportError | None = None
+        breath = Breath()
+        for entry in entries:
+            for message in entry.item:
+                plan.add(message, self._broker.renderer)
+                if breath.due:
+                    await breath()
+        try:
+            for write in plan.writes():
+                replies: list[Any] = []
+                try:
+                    await connection.execute(write.commands, replies=replies)
+                except BaseException as error:
+                    failure = _broke_off(error)
+                    plan.broke_off(write, replies, failure)
+                    raise
+                plan.answered(write, replies)
+                await breath()
+        except TransportError as error:
+            failure = error
+            raise
+        except BaseException as error:
+            failure = failure or _broke_off(error)
+            raise
+        finally:
+            self._tell(entries, plan.finish(failure))
+
+    def _tell(self, entries: Sequence[Entry], outcomes: list[Outcome]) -> None:
+        start = 0
+        for entry in entries:
+            own = outcomes[start : start + entry.size]
+            start += entry.size
+            entry.resolve(own)
+            self._broker.note_sent(entry.item, own)
+
+
+def _broke_off(error: BaseException) -> TransportError:
+    if isinstance(error, TransportError):
+        return error
+    return TransportError(f"submitting was interrupted ({type(error).__name__})", True)
+
+
+class WorkerSender:
+    """Send by a broker that blocks, in its worker threads."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._workers = Workers.of(broker, broker.limiter)
+
+    async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
+        """Publish messages, one by one."""
+        try:
+            outcomes: list[Outcome] = await self._workers.run(
+                partial(self._broker.send, messages), patience
+            )
+        except ClientPoolTimeoutError as error:
+            return [error] * len(messages)
+        return outcomes
+
+    async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
+        """Connect and ask for the queue."""
+        await self._workers.run(partial(self._broker.ping, message, timeout=timeout), patience)

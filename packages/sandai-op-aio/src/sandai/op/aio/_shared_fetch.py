@@ -1,0 +1,102 @@
+"""A value that many coroutines, on any loops, ask for and one fetches."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Generic, TypeVar
+
+from ._turns import call_on
+
+V = TypeVar("V")
+
+#: Seconds after which it is seen that the loop of whoever fetches is closed.
+_CHECK_INTERVAL = 1.0
+
+
+class SharedFetch(Generic[V]):
+    """
+    Fetch once, however many ask at a time; keep the value.
+
+    Those who came while a fetch was under way share its outcome. A failure is
+    not kept; when the one who fetches is cancelled, another takes over.
+    """
+
+    def __init__(self) -> None:
+        self._value: V | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._flight: _Flight | None = None
+        self._process = os.getpid()
+
+    async def get(self, fetch: Callable[[], Awaitable[V]]) -> V:
+        """Return the value, or raise what *fetch* raised."""
+        if self._process != os.getpid():
+            # A forked child: whoever fetched, or held the lock, stayed behind.
+            self._reset()
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._lock:
+                if self._value is not None:
+                    return self._value
+                flight = self._flight
+                if flight is None or flight.stranded:
+                    own = self._flight = _Flight(loop)
+                    break
+                landed = flight.follow(loop)
+            await _either(landed)
+            if flight.error is not None:
+                raise flight.error
+        try:
+            self._value = value = await fetch()
+        except Exception as error:
+            own.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._flight is own:
+                    self._flight = None
+                own.land()
+        return value
+
+
+class _Flight:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.error: Exception | None = None
+
+    @property
+    def stranded(self) -> bool:
+        """Whether it will not land: its loop is closed."""
+        return self._loop.is_closed()
+
+    def follow(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+        """Return a future that ends with the flight; under the lock."""
+        landed: asyncio.Future[None] = loop.create_future()
+        self._followers = [(on, f) for on, f in self._followers if not f.done()]
+        self._followers.append((loop, landed))
+        return landed
+
+    def land(self) -> None:
+        """Tell the followers, each on its loop; under the lock."""
+        for loop, landed in self._followers:
+            call_on(loop, partial(_end, landed))
+        self._followers.clear()
+
+
+def _end(landed: "asyncio.Future[None]") -> None:
+    if not landed.done():
+        landed.set_result(None)
+
+
+async def _either(landed: "asyncio.Future[None]") -> None:
+    """Wait until it has landed, but not so long that a closed loop goes unnoticed."""
+    try:
+        async with asyncio.timeout(_CHECK_INTERVAL):
+            await landed
+    except TimeoutError:
+        return

@@ -1,0 +1,126 @@
+"""One client's way into the queues, from a loop."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from celery._state import get_current_worker_task
+
+from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
+from sandai.op.transport import (
+    Backend,
+    Broker,
+    Config,
+    RedisBackend,
+    TaskBuilder,
+    TaskControls,
+    TaskMessage,
+    Transport,
+    TransportError,
+)
+
+from ._sender import sender_of
+from ._turns import Breath
+from ._workers import Workers
+
+logger = logging.getLogger("sandai.op.aio")
+
+Artifacts = Sequence[Mapping[str, Any]]
+Options = Mapping[str, Any]
+Tasks = Iterable[tuple[Artifacts, Options]]
+
+
+class Submitter:
+    """
+    Build messages and queue them.
+
+    *attach* makes the handle that Celery adds to the children of a task from
+    inside which we submit.
+    """
+
+    def __init__(
+        self, config: Config, transport: Transport, attach: Callable[[str], object]
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._attach = attach
+        self._builder = TaskBuilder(config)
+
+    async def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> str:
+        """Queue one task and return its id, or raise why it was not queued."""
+        broker, reply_to = self._road()
+        return await self.send(
+            self._builder.task(broker.messages, reply_to, artifacts, options, controls)
+        )
+
+    async def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
+        """Queue many tasks; return each one's id, or why it was not (surely) queued."""
+        self._builder.check(controls)
+        broker, reply_to = self._road()
+        prepared: list[TaskMessage | InvalidTaskError] = []
+        breath = Breath()
+        for index, task in enumerate(self._builder.listed(tasks)):
+            prepared.append(self._builder.item(broker.messages, reply_to, index, task, controls))
+            if breath.due:
+                await breath()
+        failures = await self._send([item for item in prepared if isinstance(item, TaskMessage)])
+        return [
+            failures.get(item.task_id, item.task_id) if isinstance(item, TaskMessage) else item
+            for item in prepared
+        ]
+
+    def probe(self, timeout: float) -> TaskMessage:
+        """Build a probe's message."""
+        broker, reply_to = self._road()
+        return self._builder.probe(broker.messages, reply_to, timeout)
+
+    async def ping(self, timeout: float) -> None:
+        """Try to queue a task where the client's own go, and leave nothing behind."""
+        broker, reply_to = self._road()
+        priority = self._config.priority
+        message = self._builder.probe(broker.messages, reply_to, timeout, priority)
+        limit = self._builder.wait_limit(timeout)
+        patience = self._config.pool_acquire_timeout
+        await sender_of(broker).ping(
+            message, patience=patience if limit is None else min(limit, patience), timeout=limit
+        )
+
+    def description(self) -> TaskMessage:
+        """Build the message that asks the operator what it is."""
+        broker, reply_to = self._road()
+        return self._builder.description(broker.messages, reply_to)
+
+    async def send(self, message: TaskMessage) -> str:
+        """Queue one message and return its id, or raise why it was not queued."""
+        for error in (await self._send([message])).values():
+            raise error
+        return message.task_id
+
+    async def _send(self, messages: Sequence[TaskMessage]) -> dict[str, OperatorError]:
+        if not messages:
+            return {}
+        patience = self._config.pool_acquire_timeout
+        try:
+            await _before_submit(self._transport.backend, patience)
+            outcomes = await sender_of(self._transport.broker).send(messages, patience=patience)
+        except (TransportError, ClientPoolTimeoutError) as error:
+            outcomes = [error] * len(messages)
+        failures = {}
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is not None:
+                failures[message.task_id] = self._builder.failure(message, outcome)
+            elif message.parent_id is not None and (task := get_current_worker_task()) is not None:
+                task.add_trail(self._attach(message.task_id))
+        if self._config.debug:
+            queued = len(messages) - len(failures)
+            logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
+        return failures
+
+    def _road(self) -> tuple[Broker, str]:
+        return self._transport.broker, self._transport.backend.reply_to
+
+
+async def _before_submit(backend: Backend, patience: float) -> None:
+    if not isinstance(backend, RedisBackend):
+        workers = Workers.of(backend, backend.limiter)
+        await workers.run(lambda acquire_timeout: backend.before_submit(), patience)

@@ -1,0 +1,49 @@
+"""Small things for living on a loop: breathing, tasks of our own, calls from elsewhere."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+#: Seconds of work after which the loop's other callbacks get their turn.
+_BREATH = 0.002
+
+
+class Breath:
+    """``await breath()`` between pieces of long work; it yields when enough time was spent."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to let others work."""
+        return time.perf_counter() - self._since > _BREATH
+
+    async def __call__(self) -> None:
+        """Let others work, if it is time."""
+        if self.due:
+            await asyncio.sleep(0)
+            self._since = time.perf_counter()
+
+
+def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    """Start a task that is ours, not the application's."""
+    task = asyncio.get_running_loop().create_task(coroutine, name=f"sandai-op-{name}")
+    # A loop that is closed under it: the application meant to, and what the task
+    # held is given back all the same. asyncio.gather() silences its own so too.
+    with suppress(AttributeError):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # private
+    return task
+
+
+def call_on(loop: asyncio.AbstractEventLoop | None, call: Callable[[], object]) -> bool:
+    """Have *loop* make a call soon, from any thread; return ``False`` if it is closed."""
+    if loop is None:
+        return False
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""Worker threads for brokers and backends that block, as many as their connections."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sandai.op.transport import Limiter
+
+from ._turns import call_on
+
+_lock = threading.Lock()
+_workers: "WeakKeyDictionary[Any, Workers]" = WeakKeyDictionary()
+
+
+class Workers:
+    """
+    Run a shared resource's blocking calls; never on the loop's default executor.
+
+    One pool of threads a resource, for all loops. It ends with the resource.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._threads = ThreadPoolExecutor(limiter.limit, "sandai-op-worker")
+
+    @classmethod
+    def of(cls, resource: object, limiter: Limiter) -> "Workers":
+        """Return the workers of *resource*, which is held weakly."""
+        with _lock:
+            workers = _workers.get(resource)
+            if workers is None:
+                workers = _workers[resource] = cls(limiter)
+            return workers
+
+    async def run(self, call: Callable[..., Any], patience: float) -> Any:
+        """
+        Return what ``call(acquire_timeout=...)`` does, made in a worker thread.
+
+        Waits *patience* seconds for a thread and a permit, else raises
+        :class:`ClientPoolTimeoutError`. A cancelled caller's call is not made, or
+        goes on by itself.
+        """
+        deadline = time.monotonic() + patience
+
+        def work() -> Any:
+            return call(acquire_timeout=max(0.0, deadline - time.monotonic()))
+
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        job = self._threads.submit(work)
+
+        def wake() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        job.add_done_callback(lambda _: call_on(loop, wake))
+        # While the others' calls take long; 0 is for a thread that has to wake first.
+        timer = loop.call_later(max(patience, 0.1), job.cancel)
+        try:
+            await done
+        finally:
+            timer.cancel()
+            job.cancel()
+        if job.cancelled():
+            raise self._limiter.timeout_error(patience)
+        return job.result()
+
+
+def in_thread(call: Callable[[], object], name: str) -> "asyncio.Future[None]":
+    """Make a call in a thread of its own; it is made whatever becomes of who waits for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    job: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            job.set_exception(error)
+        else:
+            job.set_result(None)
+        call_on(loop, finish)
+
+    def finish() -> None:
+        if done.done():
+            return
+        error = job.exception()
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    threading.Thread(target=work, name=f"sandai-op-{name}", daemon=True).start()
+    return done
