@@ -150,7 +150,7 @@ class AsyncioClientView:
 
     def attach(self, task_id: str) -> Handle:
         """Return a handle."""
-        return self._handle(self.client.attach(task_id))
+        return self._handle(self._loop.run(self.client.attach(task_id)))
 
     def close(self) -> None:
         """Close."""

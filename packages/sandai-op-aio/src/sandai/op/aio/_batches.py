@@ -24,9 +24,9 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
 
-    def attach(self, task_id: str) -> AsyncTaskHandle:
+    async def attach(self, task_id: str) -> AsyncTaskHandle:
         """
-        Return a handle on a task that was submitted earlier, or elsewhere.
+        Return a handle on a task that was submitted earlier, or elsewhere; asks nobody.
 
         Raises :class:`InvalidTaskError` for what is no task's id.
         """

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -41,12 +42,19 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.give_back(keep=kind is None and self.io_timeout is None)
+        if kind is GeneratorExit:
+            # A coroutine that is collected, inside whatever lock: the janitor sees to it.
+            self._pool.dropped.append(self)
+        else:
+            self.give_back(keep=kind is None and self.io_timeout is None)
 
     async def open(self) -> LoopConnection:
         """Return a connection that is open and in step, or give back and raise."""
         try:
             return await self._connect()
+        except GeneratorExit:
+            self._pool.dropped.append(self)
+            raise
         except BaseException:
             self.give_back(keep=False)
             raise
@@ -88,6 +96,8 @@ class LoopPool:
         self._loop = ref(loop)
         self._leases: set[Lease] = set()
         self._tickets: set[Future[Any]] = set()
+        #: Leases of coroutines that were collected; their finalizers may not lock.
+        self.dropped: deque[Lease] = deque()
         self._tidying: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -117,6 +127,8 @@ class LoopPool:
             ticket.add_done_callback(tell)
             watch(self)
             await granted
+        except GeneratorExit:
+            raise  # collected with its loop, whose tickets the janitor takes back
         except BaseException:
             self._leave(ticket)
             raise
@@ -167,6 +179,8 @@ class LoopPool:
         if loop is None or loop.is_closed():
             self.close(busy=True)
             return False
+        while self.dropped:
+            self._take_away(self.dropped.popleft())
         self._close_idle(now - _ABANDONED_SECONDS)
         return bool(self._leases or self._tickets or self.limiter.idle_count(self))
 
@@ -179,13 +193,16 @@ class LoopPool:
         for ticket in list(self._tickets):
             self._leave(ticket)
         for lease in list(self._leases):
-            try:
-                self._leases.remove(lease)
-            except KeyError:
-                continue
-            if lease.connection is not None:
-                self._end(lease.connection)
-            self.limiter.release(self)
+            self._take_away(lease)
+
+    def _take_away(self, lease: Lease) -> None:
+        try:
+            self._leases.remove(lease)
+        except KeyError:
+            return
+        if lease.connection is not None:
+            self._end(lease.connection)
+        self.limiter.release(self)
 
     def _lease(self, connection: LoopConnection | None) -> Lease:
         lease = Lease(self, connection)

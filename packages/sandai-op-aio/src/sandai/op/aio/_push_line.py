@@ -134,6 +134,7 @@ class PushLine:
         for piece in self._pieces:
             self._table.delete(piece.delete)
         self._pieces.clear()
+        self._table.delete_again(self._session.deleting())
 
     def _check_health(self) -> None:
         health = self._session.health(time.monotonic())

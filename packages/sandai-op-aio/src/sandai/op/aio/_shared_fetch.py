@@ -28,7 +28,8 @@ class SharedFetch(Generic[V]):
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a coroutine that is collected lands its flight in a finalizer.
+        self._lock = threading.RLock()
         self._flight: _Flight | None = None
         self._process = os.getpid()
 
