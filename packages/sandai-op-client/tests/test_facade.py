@@ -85,14 +85,45 @@ def test_async_names_say_what_to_install(name: str, monkeypatch: pytest.MonkeyPa
         exec(f"from sandai.operator_client import {name}")
 
 
-@pytest.mark.parametrize("name", ASYNC_NAMES)
-def test_async_names_are_handed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the distribution they are its own."""
-    aio = types.ModuleType("sandai.op.aio")
-    marker = object()
-    setattr(aio, name, marker)
+class FakeAsyncClient:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.arguments = (args, kwargs)
+
+
+@pytest.fixture
+def fake_aio(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Stand in for the asyncio client, which may not be installed here."""
+    aio: Any = types.ModuleType("sandai.op.aio")
+    aio.AsyncOperatorClient = FakeAsyncClient
+    aio.AsyncSubmittedTask, aio.AsyncTaskHandle = object(), object()
     monkeypatch.setitem(sys.modules, "sandai.op.aio", aio)
-    assert getattr(facade, name) is marker
+    monkeypatch.setattr(sys.modules["sandai.op"], "aio", aio, raising=False)
+    monkeypatch.delitem(sys.modules, "sandai.operator_client._legacy_aio", raising=False)
+    return aio  # type: ignore[no-any-return]  # it is one
+
+
+@pytest.mark.parametrize("name", ASYNC_NAMES)
+def test_async_names_are_handed_on(name: str, fake_aio: types.ModuleType) -> None:
+    """With the distribution they are its own, or on it."""
+    found = getattr(facade, name)
+    if name == "create_async_client":
+        assert isinstance(found("op", "v1"), FakeAsyncClient)
+    elif name == "AsyncOperatorClient":
+        assert issubclass(found, FakeAsyncClient)
+    else:
+        assert found is getattr(fake_aio, name)
+
+
+@pytest.mark.parametrize("name", ["result_backend_max_connections", "thread_safe_mode"])
+@pytest.mark.parametrize("make", ["AsyncOperatorClient", "create_async_client"])
+def test_async_arguments_without_meaning_warn(
+    make: str, name: str, fake_aio: types.ModuleType
+) -> None:
+    """The async client takes and ignores them too, with a warning at the caller's line."""
+    with pytest.warns(DeprecationWarning, match=name) as caught:
+        client = getattr(facade, make)("op", "v1", timeout=3, **{name: 1})
+    assert caught[0].filename == __file__
+    assert client.arguments == (("op", "v1"), {"timeout": 3})
 
 
 def test_other_names_do_not_exist() -> None:

@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in _ASYNC_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        aio = importlib.import_module("sandai.op.aio")
+        importlib.import_module("sandai.op.aio")
     except ImportError as error:
         raise ImportError(f"{name} needs the asyncio client: pip install sandai-op-aio") from error
-    return getattr(aio, name)
+    return getattr(importlib.import_module("._legacy_aio", __name__), name)
