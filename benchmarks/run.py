@@ -21,8 +21,10 @@ from attrs import asdict, frozen
 
 from light_operator import LightOperator
 from local_redis import LocalRedis
-from pressure import SCENARIOS, Load
+from pressure import SCENARIOS, Clients, Load
+from sandai.op.aio import create_async_client
 from sandai.op.client import create_client
+from sandai.op.transport import ClientArguments
 from watching import ConnectionSampler, connections, open_redis
 
 
@@ -69,18 +71,19 @@ class Figures:
 def measure(url: str, scenario: str, limits: str, load: Load) -> Figures:
     """Run one scenario once and return its figures."""
     chosen = LIMITS[limits]
-    make_client = partial(
-        create_client,
-        "bench",
-        "v1",
-        broker_url=url,
-        broker_pool_limit=chosen.broker,
-        backend_pool_limit=chosen.backend,
-        backend_poll_concurrency=chosen.poll_concurrency,
+    settings: ClientArguments = {
+        "broker_url": url,
+        "broker_pool_limit": chosen.broker,
+        "backend_pool_limit": chosen.backend,
+        "backend_poll_concurrency": chosen.poll_concurrency,
+    }
+    clients = Clients(
+        partial(create_client, "bench", "v1", **settings),
+        partial(create_async_client, "bench", "v1", **settings),
     )
     with ConnectionSampler(url, interval=0.005) as sampler:
         began = time.perf_counter()
-        SCENARIOS[scenario](make_client, load)
+        SCENARIOS[scenario](clients, load)
         wall = time.perf_counter() - began
         settled_after = _settle(url)
     return Figures(
@@ -88,7 +91,7 @@ def measure(url: str, scenario: str, limits: str, load: Load) -> Figures:
         limits,
         load.requests,
         wall,
-        load.ideal,
+        load.ideal(scenario),
         sampler.peak["broker"],
         sampler.peak["backend"],
         settled_after,
@@ -110,7 +113,13 @@ def main() -> int:
     """Run what the arguments ask for; return the exit code."""
     arguments = _parse()
     load = Load(
-        arguments.requests, arguments.threads, arguments.delay / 1000, arguments.concurrency
+        requests=arguments.requests,
+        threads=arguments.threads,
+        concurrency=arguments.async_concurrency,
+        loops=arguments.async_threads,
+        loop_concurrency=arguments.async_thread_concurrency,
+        delay=arguments.delay / 1000,
+        operator_concurrency=arguments.concurrency,
     )
     figures = []
     print(f"{'scenario':<28}{'limits':<9}{'requests':>8}{'wall s':>8}{'ideal s':>8}", end="")
@@ -139,6 +148,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--threads", type=int, default=24)
+    parser.add_argument("--async-concurrency", type=int, default=96, help="on the one loop")
+    parser.add_argument("--async-threads", type=int, default=4, help="loops in threads")
+    parser.add_argument("--async-thread-concurrency", type=int, default=24, help="on each of them")
     parser.add_argument("--delay", type=float, default=150, help="the operator's, in milliseconds")
     parser.add_argument("--concurrency", type=int, default=32, help="the operator's")
     parser.add_argument("--json", type=Path, help="a file for the figures")
