@@ -224,6 +224,23 @@ client = OperatorClient(
     shared_transport_scope="operator",
 )
 """
+ASYNC_USAGE = """\
+import asyncio
+
+from sandai.operator_client import create_async_client
+
+
+async def main() -> None:
+    async with create_async_client("video-clipper", "v1") as client:
+        artifacts, results = await client.sync(
+            input_artifacts=[{"uri": "file:///tmp/input.mp4", "slot": "video"}],
+            options={"clip_duration": 10},
+        )
+        print(artifacts, results)
+
+
+asyncio.run(main())
+"""
 SHOW_QUICK_START = """
 import json
 print(json.dumps([artifacts, results]))
@@ -236,13 +253,16 @@ print(json.dumps([client.sync([], {"n": 1}), client.ping(), client.get_queue_inf
 
 @pytest.mark.parametrize("python", BOTH)
 def test_snippets(python: str, database: str) -> None:
-    """The page's synchronous snippets run unmodified, configured by the environment alone."""
+    """The page's snippets run unmodified, configured by the environment alone."""
     # The light operator echoes: no file of that name is needed.
     with LightOperator(database, name="video-clipper"):
         assert json.loads(run(python, QUICK_START + SHOW_QUICK_START, database)) == [
             [{"uri": "file:///tmp/input.mp4", "slot": "video"}],
             {"clip_duration": 10},
         ]
+        assert run(python, ASYNC_USAGE, database).strip() == (
+            "[{'uri': 'file:///tmp/input.mp4', 'slot': 'video'}] {'clip_duration': 10}"
+        )
         assert json.loads(run(python, LIMITS + SHOW_LIMITS, database)) == [
             [[], {"n": 1}],
             True,
@@ -265,7 +285,7 @@ def test_older_names(database: str) -> None:
     """Every public name of the older package is one of our façade's, but for its own plumbing."""
     names = set(json.loads(run(OLDER, PUBLIC, database)))
     assert names - NOT_OURS - ASYNC <= set(sandai.operator_client.__all__)
-    for name in sandai.operator_client.__all__:
+    for name in {*sandai.operator_client.__all__, *ASYNC}:
         assert hasattr(sandai.operator_client, name)
 
 
