@@ -54,6 +54,7 @@ class FakeBackend:
     reply_to = "nobody"
 
     def __init__(self) -> None:
+        self.limiter = Limiter("backend", 1)
         self.stored: dict[str, ResultDocument] = {}
         self.deleted: list[str] = []
         self.looks = 0
@@ -91,7 +92,7 @@ class FakeBackend:
 
     def statistics(self) -> BackendStatistics:
         """Return a snapshot."""
-        return BackendStatistics(Limiter("backend", 1).statistics(), None, ())
+        return BackendStatistics(self.limiter.statistics(), None, ())
 
     def close(self) -> None:
         """Close the readers."""
