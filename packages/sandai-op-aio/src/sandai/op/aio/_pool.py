@@ -80,8 +80,10 @@ class LoopPool:
         loop: asyncio.AbstractEventLoop,
         *,
         protocol: int = 2,
+        on_loop_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.limiter = limiter
+        self._on_loop_closed = on_loop_closed
         self._connector = connector
         self._protocol = protocol
         # Weakly: pools are kept by loop, and must not keep it.
@@ -166,6 +168,8 @@ class LoopPool:
         loop = self._loop()
         if loop is None or loop.is_closed():
             self.close(busy=True)
+            self._tidying = None
+            self._on_loop_closed()
             return False
         self._close_idle(now - _ABANDONED_SECONDS)
         return bool(self._leases or self._tickets or self.limiter.idle_count(self))
