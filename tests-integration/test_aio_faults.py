@@ -1,215 +1,403 @@
-"""Redis gone, frozen, cutting push, and callers cancelled anywhere: no wait of a loop hangs."""
+"""The asyncio client when it is cancelled, and when Redis fails."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from light_operator import LightOperator
 from local_redis import LocalRedis
-from sandai.op.aio import AsyncOperatorClient, create_async_client
-from sandai.op.models import ClientPoolTimeoutError, OperatorConnectionError, TaskTimeoutError
-from watching import connections, eventually, open_redis
+from loops import LOOPS, eventually, run
+from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask
+from sandai.op.models import (
+    ClientPoolTimeoutError,
+    OperatorConnectionError,
+    TaskTimeoutError,
+)
+from watching import connections, open_redis
+from watching import eventually as in_time
 
-KEY = "celery-task-meta-"
-QUEUE = "normal.bench.v1"
-PENDING = 1000
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
+EXPIRED = 0.4
 
 
 @pytest.fixture
-def server() -> Iterator[LocalRedis]:
-    """One Redis for one test, to be broken."""
-    with LocalRedis() as server:
+def own_redis() -> Iterator[LocalRedis]:
+    """One that a test may break; it keeps its data over a restart."""
+    with LocalRedis("--save", "", "--appendonly", "yes", "--appendfsync", "no") as server:
         yield server
 
 
-def bench(url: str, **settings: Any) -> AsyncOperatorClient:
-    """Make a client of the light operator with short limits."""
-    limits = {"pool_acquire_timeout": 1.0, "io_timeout": 0.5}
-    return create_async_client("bench", "v1", broker_url=url, timeout=30, **{**limits, **settings})
+def store(server: Any, task_ids: list[str], *, publish: bool = True) -> None:
+    """Store results as Celery would."""
+    pipe = server.pipeline(transaction=False)
+    for number, task_id in enumerate(task_ids):
+        document = f'{{"status": "SUCCESS", "result": {{"n": {number}}}, "task_id": "{task_id}"}}'
+        pipe.set(f"celery-task-meta-{task_id}", document)
+        if publish:
+            pipe.publish(f"celery-task-meta-{task_id}", document)
+    pipe.execute()
 
 
-def pending(client: AsyncOperatorClient) -> int:
-    """Count the tasks that are waited for."""
-    return sum(reader.pending for reader in client.statistics()[1].readers)
+async def wait_for(client: AsyncOperatorClient, count: int) -> tuple[list[str], Any]:
+    """Submit tasks that nobody serves; return their ids, and the waits under way."""
+    submissions: list[AsyncSubmittedTask] = await client.batch_submit([([], {})] * count)
+    ids = [str(submission.task_id) for submission in submissions]
+    waits = asyncio.gather(*[(await client.attach(task_id)).get() for task_id in ids])
+    return ids, waits
 
 
-async def until(condition: Any, *, within: float = 10.0) -> None:
-    """Wait until something holds that has no event."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+def pushing(client: AsyncOperatorClient) -> bool:
+    """Return whether the client's one hub has a push line."""
+    return any(hub.pushing for hub in client.statistics()[1].readers)
 
 
-def store(redis_client: Any, task_id: str, *, publish: bool) -> None:
-    """Store a result as an operator does."""
-    document = json.dumps({"status": "SUCCESS", "result": {"status": "success", "results": {}}})
-    redis_client.set(KEY + task_id, document, ex=60)
-    if publish:
-        redis_client.publish(KEY + task_id, document)
+def swept(client: AsyncOperatorClient) -> int:
+    """Return how often its hub has looked."""
+    return sum(hub.sweeps for hub in client.statistics()[1].readers)
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize("how", ["restart", "kill", "pause"])
-async def test_waits_survive_an_outage(server: LocalRedis, how: str) -> None:
-    """A thousand waits go on through an outage of Redis, and get their results."""
-    async with bench(server.url) as client:
-        ids = [str(uuid4()) for _ in range(PENDING)]
-        handles = [await client.attach(task_id) for task_id in ids]
-        async with asyncio.TaskGroup() as group:
-            waits = [group.create_task(handle.get(timeout=20)) for handle in handles]
-            await until(lambda: pending(client) == PENDING)
-            if how == "pause":
-                server.pause()
-                await asyncio.sleep(1.5)  # three times the I/O timeout
-                server.resume()
-            else:
-                server.stop() if how == "restart" else server.kill()
-                await asyncio.sleep(0.7)  # an outage of some length
-                server.start()
-            with open_redis(server.url) as redis_client:
-                for number, task_id in enumerate(ids):
-                    store(redis_client, task_id, publish=number % 2 == 0)
-        assert {wait.result()["status"] for wait in waits} == {"success"}
+# Cancellation
 
 
-@pytest.mark.asyncio
-async def test_push_killed_again_and_again(server: LocalRedis) -> None:
-    """Results stored in the gaps between reconnect and subscription come all the same."""
-    with open_redis(server.url) as redis_client:
-        async with bench(server.url) as client:
-            ids = [str(uuid4()) for _ in range(PENDING)]
-            handles = [await client.attach(task_id) for task_id in ids]
-            async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-                waits = [group.create_task(handle.get(timeout=15)) for handle in handles]
-                await until(lambda: pending(client) == PENDING)
-                for number, task_id in enumerate(ids):
-                    if number % 20 == 0:
-                        redis_client.client_kill_filter(_type="pubsub")
-                    store(redis_client, task_id, publish=number % 2 == 0)
-                    await asyncio.sleep(0)
-            assert {wait.result()["status"] for wait in waits} == {"success"}
-            assert pending(client) == 0
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("limit", [8, 2, 1])
+def test_cancelled_everywhere(database: str, make_loop: MakeLoop, limit: int) -> None:
+    """Of thousands of calls on two loops, most cancelled at random, the rest get their own."""
+    limits: dict[str, Any] = {
+        "broker_pool_limit": limit,
+        "backend_pool_limit": limit,
+        "timeout": 30,
+    }
+    client = AsyncOperatorClient("bench", "v1", database, **limits)
+    finished = []
 
-
-@pytest.mark.asyncio
-async def test_stopped_and_back(server: LocalRedis) -> None:
-    """With Redis stopped every call says so in time; with Redis back, the same client works."""
-    with LightOperator(server.url):
-        async with bench(server.url) as client:
-            assert await client.sync([], {"n": 1}) == ([], {"n": 1})
-            server.stop()
-            for _ in range(2):
-                began = time.monotonic()
-                for call in (client.sync([], {}), client.async_call([], {}), client.desc()):
-                    with pytest.raises(OperatorConnectionError) as caught:
-                        await call
-                    assert caught.value.task_id is None
-                assert await client.ping() is False
-                assert not (await client.probe()).submit_ok
-                [submission] = await client.batch_submit([([], {})])
-                assert isinstance(submission.error, OperatorConnectionError)
-                assert time.monotonic() - began < 2
-            server.start()
-            assert await client.ping()
-            assert await client.sync([], {"n": 2}) == ([], {"n": 2})
-
-
-@pytest.mark.asyncio
-async def test_nothing_is_doubled(server: LocalRedis) -> None:
-    """Frozen in the middle: each task comes once, and its id is told."""
-    with LightOperator(server.url):
-        async with bench(server.url) as client:
-            await client.sync([], {})
-    async with bench(server.url) as client:
-        assert await client.ping()
-        server.pause()
-        results = await asyncio.gather(
-            *(client.async_call([], {"n": n}) for n in range(50)), return_exceptions=True
-        )
-        server.resume()
-        assert {type(result) for result in results} <= {
-            OperatorConnectionError,
-            ClientPoolTimeoutError,
-        }
-        unsure = {r.task_id for r in results if isinstance(r, OperatorConnectionError)} - {None}
-        assert unsure
-        with open_redis(server.url) as redis_client:
-            queued = [json.loads(m)["headers"]["id"] for m in redis_client.lrange(QUEUE, 0, -1)]
-            assert len(set(queued)) == len(queued)
-            assert set(queued) <= unsure
-            with LightOperator(server.url):
-                for task_id in queued:
-                    handle = await client.attach(task_id)
-                    assert (await handle.get(timeout=10))["status"] == "success"
-
-
-@pytest.mark.asyncio
-async def test_a_timeout_in_an_outage_has_its_cause(server: LocalRedis) -> None:
-    """A wait that runs out while the backend is gone has the last failure as its cause."""
-    async with bench(server.url) as client:
-        handle = await client.async_call([], {})
-        server.stop()
-        with pytest.raises(TaskTimeoutError) as caught:
-            await handle.get(timeout=1.0)
-        assert str(server.port) in str(caught.value.__cause__)
-        with pytest.raises(OperatorConnectionError):
+    async def one(number: int, randomness: random.Random) -> None:
+        kind, options = randomness.random(), {"n": number}
+        if kind < 0.6:
+            _, results = await client.sync([], options)
+            assert results == options
+        elif kind < 0.7:
+            found = await client.batch_sync_detailed([([], {"n": [number, k]}) for k in range(5)])
+            assert [result.results for result in found] == [{"n": [number, k]} for k in range(5)]
+        elif kind < 0.85:
+            handle = await client.async_call([], options)
             await handle.ready()
+            reply = await handle.get()
+            assert reply["results"] == options
+            await handle.forget()
+        elif kind < 0.95:
+            assert await client.ping()
+        else:
+            health = await client.probe()
+            assert health.response_ok
+        finished.append(number)
+
+    async def main(seed: int) -> None:
+        randomness = random.Random(seed)
+        running: set[asyncio.Task[None]] = set()
+        for number in range(1200):
+            task = asyncio.create_task(one(number, randomness))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            if randomness.random() < 0.8:
+                loop = asyncio.get_running_loop()
+                loop.call_later(randomness.choice([0, 0, 0.001, 0.005, 0.02]), task.cancel)
+            if len(running) >= 80:
+                await asyncio.sleep(randomness.choice([0, 0.001, 0.002]))
+            if len(running) >= 200:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for result in await asyncio.gather(*running, return_exceptions=True):
+            assert result is None or isinstance(result, asyncio.CancelledError), result
+        # Everything is there for the next caller.
+        await asyncio.wait_for(client.sync([], {}), 10)
+
+    with (
+        LightOperator(database, delay=0.003, concurrency=256),
+        open_redis(database) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        works = [pool.submit(run, main(seed), make_loop) for seed in (limit, limit + 100)]
+        for work in works:
+            work.result(timeout=55)
+        assert len(finished) > 100
+        stats = client.statistics()
+        for budget in (stats[0].connections, stats[1].commands, stats[1].push):
+            assert budget is not None
+            assert budget.in_use == budget.waiting == 0
+        assert sum(hub.pending for hub in stats[1].readers) == 0
+        in_time(lambda: server.pubsub_channels() == [], within=2)
+        in_time(lambda: not any(connections(server).values()), within=1)
+        asyncio.run(client.aclose())
 
 
-@pytest.mark.asyncio
-@pytest.mark.timeout(120)
-async def test_cancelled_anywhere(database: str) -> None:
-    """
-    Thousands are cancelled at random while others run: the others get their own answers,
-    and no slot, connection, subscription, waiter or message is left.
-    """
-    with LightOperator(database, delay=0.002, concurrency=64), open_redis(database) as redis_client:
-        async with create_async_client("bench", "v1", broker_url=database, timeout=20) as client:
-            cancelled = 0
+def test_a_cancelled_submission_leaves_the_others(own_redis: LocalRedis) -> None:
+    """What is queued behind a stalled server goes on when a neighbour is cancelled."""
 
-            async def call(number: int) -> None:
-                nonlocal cancelled
-                delay = random.choice([None, random.uniform(0, 0.02)])
-                how = random.randrange(4)
-                try:
-                    async with asyncio.timeout(delay):
-                        if how == 0:
-                            _, results = await client.sync([], {"n": number})
-                        elif how == 1:
-                            handle = await client.async_call([], {"n": number})
-                            results = (await handle.get())["results"]
-                        elif how == 2:
-                            [result] = await client.batch_sync_detailed([([], {"n": number})])
-                            results = result.results
-                        else:
-                            handle = await client.async_call([], {"n": number})
-                            await handle.ready()
-                            results = (await handle.get())["results"]
-                            await handle.forget()
-                        assert results == {"n": number}
-                except TimeoutError:
-                    cancelled += 1
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url, broker_pool_limit=1) as client:
+            await client.async_call([], {})
+            own_redis.pause()
+            first = asyncio.create_task(client.async_call([], {"n": 1}))
+            await asyncio.sleep(0.05)
+            others = [asyncio.create_task(client.async_call([], {"n": n})) for n in range(10)]
+            await asyncio.sleep(0.05)
+            for task in (first, *others[::2]):
+                task.cancel()
+            await asyncio.sleep(0.05)
+            own_redis.resume()
+            async with asyncio.timeout(5):
+                await asyncio.gather(*others[1::2])
+            with open_redis(own_redis.url) as server:
+                # The first was on its way already.
+                assert server.llen("normal.op.v1") == 1 + 1 + 5
 
-            for first in range(0, 6000, 150):
-                async with asyncio.TaskGroup() as group:
-                    for number in range(first, first + 150):
-                        group.create_task(call(number))
-            assert cancelled > 1000
-            assert await client.sync([], {"last": 1}) == ([], {"last": 1})
-            broker, backend = client.statistics()
-            assert (broker.connections.in_use, broker.connections.waiting) == (0, 0)
-            assert (backend.commands.in_use, backend.commands.waiting) == (0, 0)
-            await until(lambda: pending(client) == 0)
-            await until(lambda: not redis_client.pubsub_channels(f"{KEY}*"))
-            # Idle, it holds nothing.
-            await until(lambda: not any(connections(redis_client).values()))
-        eventually(lambda: redis_client.llen(QUEUE) == 0, within=5)
+    asyncio.run(main())
+
+
+def test_the_hub_is_cancelled(database: str) -> None:
+    """Whoever cancels all tasks but its own waits: the waits get their results."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("nobody", "v1", database, timeout=20) as client:
+            ids, waits = await wait_for(client, 5)
+            await eventually(lambda: len(server.pubsub_channels()) == 5, within=5)
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith("sandai-op-"):
+                    task.cancel()
+            await asyncio.sleep(0)
+            store(server, ids, publish=False)
+            async with asyncio.timeout(5):
+                assert len(await waits) == 5
+
+    with open_redis(database) as server:
+        asyncio.run(main())
+
+
+# Submitting
+
+
+def test_patience(own_redis: LocalRedis) -> None:
+    """No slot in time is a ClientPoolTimeoutError that names the limit; 0 tries once."""
+
+    async def main() -> None:
+        settings: dict[str, Any] = {"broker_pool_limit": 1, "io_timeout": 3.0}
+        async with (
+            AsyncOperatorClient(
+                "op", "v1", own_redis.url, pool_acquire_timeout=0.3, **settings
+            ) as client,
+            AsyncOperatorClient(
+                "op", "v1", own_redis.url, pool_acquire_timeout=0, **settings
+            ) as hasty,
+        ):
+            await asyncio.gather(*(hasty.async_call([], {}) for _ in range(10)))
+            own_redis.pause()
+            stuck = asyncio.create_task(client.async_call([], {}))
+            await asyncio.sleep(0.05)
+            for chosen, patience in ((hasty, 0.0), (client, 0.3), (hasty, 0.0)):
+                began = time.monotonic()
+                with pytest.raises(ClientPoolTimeoutError) as caught:
+                    await chosen.async_call([], {})
+                assert patience <= time.monotonic() - began < patience + 0.2
+                assert (caught.value.limit, caught.value.timeout) == (1, patience)
+            own_redis.resume()
+            await stuck
+            with open_redis(own_redis.url) as server:
+                assert server.llen("normal.op.v1") == 11
+
+    asyncio.run(main())
+
+
+def test_unreachable() -> None:
+    """A refused port is an OperatorConnectionError at once, and nothing was queued."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", "redis://127.0.0.1:1/0") as client:
+            began = time.monotonic()
+            with pytest.raises(OperatorConnectionError) as caught:
+                await client.async_call([], {})
+            assert caught.value.task_id is None
+            assert not await client.ping()
+            with pytest.raises(OperatorConnectionError):
+                await (await client.attach("id")).ready()
+            with pytest.raises(TaskTimeoutError) as late:
+                await (await client.attach("id")).get(timeout=0.3)
+            assert isinstance(late.value.__cause__, Exception)
+            assert time.monotonic() - began < 1.5
+
+    asyncio.run(main())
+
+
+def test_a_stalled_server_leaves_the_fate_open(own_redis: LocalRedis) -> None:
+    """A submission without a reply names its task, was made once, and can be attached to."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url, io_timeout=0.4) as client:
+            await client.async_call([], {})
+            own_redis.pause()
+            began = time.monotonic()
+            outcomes = await asyncio.gather(
+                *(client.async_call([], {"n": n}) for n in range(5)), return_exceptions=True
+            )
+            assert time.monotonic() - began < 1.2
+            own_redis.resume()
+            assert all(isinstance(error, OperatorConnectionError) for error in outcomes)
+            assert len({getattr(error, "task_id", None) for error in outcomes} - {None}) == 5
+            with open_redis(own_redis.url) as server:
+                in_time(lambda: server.llen("normal.op.v1") == 6, within=2)
+            await client.async_call([], {})
+
+    asyncio.run(main())
+
+
+# Waiting
+
+
+@pytest.mark.parametrize("publish", [True, False], ids=["published", "stored"])
+def test_killed_subscription(own_redis: LocalRedis, publish: bool) -> None:
+    """After CLIENT KILL TYPE pubsub every wait has its result, those of the gap too."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url, timeout=20) as client:
+            ids, waits = await wait_for(client, 1000)
+            await eventually(lambda: len(server.pubsub_channels()) == 1000, within=5)
+            for start in range(0, 1000, 250):
+                server.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                # Written in the gap, before anybody subscribes again.
+                store(server, ids[start : start + 250], publish=publish)
+                await asyncio.sleep(0.15)
+            async with asyncio.timeout(10):
+                replies = await waits
+            assert [reply["n"] for reply in replies] == list(range(250)) * 4
+
+    with open_redis(own_redis.url) as server:
+        asyncio.run(main())
+
+
+def test_restart(own_redis: LocalRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that is killed and comes back: the waits go on, and the log says it once."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url, timeout=30) as client:
+            ids, waits = await wait_for(client, 500)
+            await eventually(lambda: pushing(client), within=5)
+            await asyncio.to_thread(own_redis.kill)
+            await asyncio.sleep(EXPIRED)
+            with pytest.raises(OperatorConnectionError):
+                await client.async_call([], {})
+            await asyncio.to_thread(own_redis.start)
+            with open_redis(own_redis.url) as server:
+                await asyncio.to_thread(store, server, ids, publish=False)
+            async with asyncio.timeout(10):
+                assert len(await waits) == 500
+            # Push works again.
+            ids, waits = await wait_for(client, 3)
+            await eventually(lambda: pushing(client), within=5)
+            with open_redis(own_redis.url) as server:
+                await asyncio.to_thread(store, server, ids)
+            async with asyncio.timeout(5):
+                await waits
+
+    asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("trying on" in text for text in said) == 1
+    assert sum("well again" in text for text in said) == 1
+
+
+def test_a_silent_server(own_redis: LocalRedis) -> None:
+    """A stopped Redis is noticed; waits end with their own timeout, or their result later."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient(
+            "op", "v1", own_redis.url, timeout=20, io_timeout=0.5
+        ) as client:
+            ids, waits = await wait_for(client, 100)
+            await eventually(lambda: pushing(client), within=5)
+            own_redis.pause()
+            began = time.monotonic()
+            with pytest.raises(TaskTimeoutError) as caught:
+                await (await client.attach(ids[0])).get(timeout=1.5)
+            assert 1.5 <= time.monotonic() - began < 1.8
+            assert isinstance(caught.value.__cause__, Exception)
+            assert not pushing(client)
+            own_redis.resume()
+            with open_redis(own_redis.url) as server:
+                store(server, ids, publish=False)
+            async with asyncio.timeout(10):
+                assert len(await waits) == 100
+
+    asyncio.run(main())
+
+
+def test_push_forbidden(own_redis: LocalRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """A user without pub/sub is polled for, within the commands' budget; the log says so once."""
+    with open_redis(own_redis.url) as server:
+        server.execute_command("ACL SETUSER plain on >pw ~* +@all -subscribe")
+
+        async def main() -> None:
+            url = own_redis.url.replace("redis://", "redis://plain:pw@")
+            async with AsyncOperatorClient("op", "v1", url, timeout=20) as client:
+                ids, waits = await wait_for(client, 50)
+                await eventually(lambda: swept(client) > 2, within=5)
+                store(server, ids)
+                async with asyncio.timeout(5):
+                    assert len(await waits) == 50
+                results = await client.batch_sync_detailed([([], {})], timeout=0.2)
+                assert isinstance(results[0].error, TaskTimeoutError)
+
+        asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if "does not allow push" in text]) == 1
+
+
+def test_deletion_forbidden(own_redis: LocalRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """A user without DEL gets its results all the same."""
+    with LightOperator(own_redis.url), open_redis(own_redis.url) as server:
+        server.execute_command("ACL SETUSER plain on >pw ~* &* +@all -del")
+
+        async def main() -> None:
+            url = own_redis.url.replace("redis://", "redis://plain:pw@")
+            async with AsyncOperatorClient("bench", "v1", url, timeout=20) as client:
+                async with asyncio.timeout(10):
+                    for number in range(5):
+                        assert (await client.sync([], {"n": number}))[1] == {"n": number}
+
+        asyncio.run(main())
+        assert len(server.keys("celery-task-meta-*")) == 5
+
+
+def test_a_connection_that_went_while_idle(own_redis: LocalRedis) -> None:
+    """Idle connections that the server closed are replaced before anything is written."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url) as client:
+            for _ in range(5):
+                await client.async_call([], {})
+                await (await client.attach("id")).ready()
+                server.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    with open_redis(own_redis.url) as server:
+        asyncio.run(main())
+        assert server.llen("normal.op.v1") == 5
+
+
+def test_memory_full(own_redis: LocalRedis) -> None:
+    """A full Redis refuses: the error says so, and that nothing was queued."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("op", "v1", own_redis.url) as client:
+            server.config_set("maxmemory", "1")
+            with pytest.raises(OperatorConnectionError, match="OutOfMemory") as caught:
+                await client.async_call([], {})
+            assert caught.value.task_id is None
+            server.config_set("maxmemory", "0")
+            await client.async_call([], {})
+
+    with open_redis(own_redis.url) as server:
+        asyncio.run(main())

@@ -4,14 +4,11 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
 from celery import Celery
-from celery.backends.base import DisabledBackend
 
 from sandai.op.models import (
     ClientClosedError,
@@ -31,11 +28,11 @@ from sandai.op.transport import (
     TaskControls,
     Transport,
     TransportError,
-    client_app,
     resolve,
 )
 
 from ._batches import BatchCalls
+from ._celery import ClientApp
 from ._handle import AsyncTaskHandle
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
@@ -112,9 +109,8 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         self._transport = Transport(self.config)
         self._results = ResultReader(self.config, self._transport)
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._child)
-        self._app: Celery | None = None
-        self._app_lock = threading.Lock()
+        self._app = ClientApp(self.config, self._transport, self._results.check_open)
+        self._submitter = Submitter(self.config, self._transport, self._app.child)
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
         self._debug("configured: %s", self.config)
 
@@ -126,19 +122,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         For what Celery sends (``control.revoke()``), in a thread: it blocks. Results
         are read by this client alone.
         """
-        with self._app_lock:
-            if self._app is None:
-                self._app = client_app(
-                    self.config, permit=self._permit, make_backend=DisabledBackend
-                )
-            return self._app
-
-    def _permit(self) -> AbstractContextManager[None]:
-        self._results.check_open()
-        return self._transport.broker.permit(self.config.pool_acquire_timeout)
-
-    def _child(self, task_id: str) -> object:
-        return self.celery_app.AsyncResult(task_id)
+        return self._app.get()
 
     # One task.
 

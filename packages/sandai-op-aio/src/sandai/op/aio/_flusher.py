@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sandai.op.models import OperatorError
-from sandai.op.transport import TransportError
+from sandai.op.transport import Limiter, RedisConnector, TransportError
 
 from ._pool import LoopPool
 from ._redis import LoopConnection
@@ -47,8 +47,16 @@ class Flusher:
     at once, except for a single entry.
     """
 
-    def __init__(self, pool: LoopPool, work: Work, name: str, most: int) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        limiter: Limiter,
+        connector: RedisConnector,
+        loop: asyncio.AbstractEventLoop,
+        work: Work,
+        name: str,
+        most: int,
+    ) -> None:
+        self.pool = LoopPool(limiter, connector, loop, on_loop_closed=self._strand)
         self._work = work
         self._name = name
         self._most = most
@@ -66,7 +74,7 @@ class Flusher:
         raises :class:`ClientPoolTimeoutError`.
         """
         if patience <= 0 and self._in_line:
-            raise self._pool.limiter.timeout_error(0.0)
+            raise self.pool.limiter.timeout_error(0.0)
         loop = asyncio.get_running_loop()
         entry = Entry(item, size, patience, loop)
         self._queued[entry] = None
@@ -107,11 +115,17 @@ class Flusher:
     def _expire(self, entry: Entry) -> None:
         if entry in self._queued:
             del self._queued[entry]
-            entry.resolve(None, self._pool.limiter.timeout_error(entry.patience))
+            entry.resolve(None, self.pool.limiter.timeout_error(entry.patience))
             self._stop_if_unwanted()
 
+    def _strand(self) -> None:
+        # Nobody will resolve them, and nothing else holds who waits.
+        self._queued.clear()
+        self._tasks.clear()
+        self._acquiring, self._in_line = None, False
+
     async def _flush(self) -> None:
-        lease = self._pool.try_acquire()
+        lease = self.pool.try_acquire()
         if lease is None:
             for entry in list(self._queued):
                 if entry.patience <= 0:
@@ -119,7 +133,7 @@ class Flusher:
             if not self._queued:
                 return
             self._in_line = True
-            lease = await self._pool.acquire()
+            lease = await self.pool.acquire()
         entries = self._take()
         self._acquiring, self._in_line = None, False
         if self._queued:

@@ -29,6 +29,7 @@ from sandai.op.transport import (
 )
 
 from ._looks import looks_of
+from ._mailbox import Mailbox
 from ._push_keeper import PushKeeper
 from ._turns import call_on, spawn
 
@@ -119,8 +120,12 @@ class LoopHub:
         """Let go of a closed loop's tasks; the janitor calls it."""
         loop = self._loop()
         if loop is None or loop.is_closed():
-            self._task = None
-            self._push.line = None
+            self._task = self._push.line = None
+            self._woken = asyncio.Event()
+            self._settled.clear()
+            for waiter in self._table.clear():
+                if isinstance(waiter, Mailbox):
+                    waiter.strand()
         return self._task is not None
 
     def _stop(self) -> None:
@@ -140,7 +145,8 @@ class LoopHub:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if self._task is task:
-            self._task = None
+            # The event, once waited for, holds the loop.
+            self._task, self._woken = None, asyncio.Event()
         self._push.close()
         # Cancelled by whomever while others wait: it starts again. As asyncio.run()
         # ends they are cancelled too, and leave the table in this turn.

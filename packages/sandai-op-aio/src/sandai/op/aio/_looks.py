@@ -11,7 +11,6 @@ from sandai.op.models import OperatorError
 from sandai.op.transport import Backend, Command, RedisBackend, ResultDocument
 
 from ._flusher import Entry, Flusher
-from ._pool import LoopPool
 from ._redis import LoopConnection
 from ._turns import Breath
 from ._workers import Workers
@@ -44,8 +43,9 @@ class RedisLooks:
 
     def __init__(self, backend: RedisBackend, loop: asyncio.AbstractEventLoop) -> None:
         self._backend = backend
-        self._pool = LoopPool(backend.limiter, backend.connector, loop)
-        self._flusher = Flusher(self._pool, self._ask, "look", _MOST_KEYS)
+        self._flusher = Flusher(
+            backend.limiter, backend.connector, loop, self._ask, "look", _MOST_KEYS
+        )
 
     async def look(self, task_ids: Sequence[str], *, patience: float) -> list[ResultDocument]:
         """Ask for results."""
@@ -63,7 +63,7 @@ class RedisLooks:
 
     def close(self) -> None:
         """Close the connections at once: nobody's looks are wanted any more."""
-        self._pool.close(busy=True)
+        self._flusher.pool.close(busy=True)
 
     async def _ask(self, connection: LoopConnection, entries: Sequence[Entry]) -> None:
         asked = {

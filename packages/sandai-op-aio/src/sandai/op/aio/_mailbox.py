@@ -61,6 +61,10 @@ class Mailbox:
             raise item
         return item
 
+    def strand(self) -> None:
+        """Let go of who waits: its loop is closed, and nothing else holds it."""
+        self._waiting = None
+
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)

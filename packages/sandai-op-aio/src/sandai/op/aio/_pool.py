@@ -88,8 +88,10 @@ class LoopPool:
         loop: asyncio.AbstractEventLoop,
         *,
         protocol: int = 2,
+        on_loop_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.limiter = limiter
+        self._on_loop_closed = on_loop_closed
         self._connector = connector
         self._protocol = protocol
         # Weakly: pools are kept by loop, and must not keep it.
@@ -178,6 +180,8 @@ class LoopPool:
         loop = self._loop()
         if loop is None or loop.is_closed():
             self.close(busy=True)
+            self._tidying = None
+            self._on_loop_closed()
             return False
         while self.dropped:
             self._take_away(self.dropped.popleft())

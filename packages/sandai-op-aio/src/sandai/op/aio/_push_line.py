@@ -84,6 +84,7 @@ class PushLine:
             self._pieces.popleft()
             await breath()
         self._write([self._session.ping()])
+        self._acknowledged.clear()
         while self._session.awaiting and self.broken is None:
             # Wakes at the acknowledgement, or to see whether the line is still alive.
             with suppress(TimeoutError):
@@ -197,9 +198,12 @@ class PushLine:
         except Exception as error:
             logger.exception("reading pushed results failed unexpectedly")
             self._break(TransportError(f"{type(error).__name__}: {error}"))
-        finally:
+        except asyncio.CancelledError:
             self._break(TransportError("reading the push connection was interrupted"))
             self._on_end()
+            raise
+        # Not in a finally: a coroutine that is collected has no loop to tell.
+        self._on_end()
 
     def _receive(self, response: object) -> None:
         documents, pushed = self._session.receive(response, time.monotonic())

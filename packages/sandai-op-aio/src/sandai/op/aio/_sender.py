@@ -17,7 +17,6 @@ from sandai.op.transport import (
 )
 
 from ._flusher import Entry, Flusher
-from ._pool import LoopPool
 from ._redis import LoopConnection
 from ._turns import Breath
 from ._workers import Workers
@@ -51,8 +50,10 @@ class RedisSender:
 
     def __init__(self, broker: RedisBroker, loop: asyncio.AbstractEventLoop) -> None:
         self._broker = broker
-        self._pool = LoopPool(broker.limiter, broker.connector, loop)
-        self._flusher = Flusher(self._pool, self._push, "submit", _MOST_MESSAGES)
+        self._flusher = Flusher(
+            broker.limiter, broker.connector, loop, self._push, "submit", _MOST_MESSAGES
+        )
+        self._pool = self._flusher.pool
 
     async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
         """Push messages, together with those of others."""

@@ -105,6 +105,14 @@ class WaiterTable:
                 self._deleting[document.task_id] = None
             return list(entry.waiters)
 
+    def clear(self) -> set[Waiter]:
+        """Forget every wait; return who waited."""
+        with self._lock:
+            waiters = {waiter for entry in self._entries.values() for waiter in entry.waiters}
+            self._entries.clear()
+            self._joining, self._leaving, self._deleting = {}, {}, {}
+            return waiters
+
     def delete(self, task_ids: Iterable[str]) -> None:
         """Have results deleted with the next changes."""
         with self._lock:
