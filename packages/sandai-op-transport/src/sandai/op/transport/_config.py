@@ -21,8 +21,7 @@ from ._url import check_backend_url, check_broker_url, scheme_of
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_TIMEOUT = 28800
 Scope = Literal["operator", "process"]
-#: Seconds; the operating system's clocks and sockets take no number of them.
-_LONGEST = 31_536_000
+_LONGEST = 31_536_000  # seconds; clocks and sockets do not take just any number
 
 _PREFIX = "SANDAI_OPERATOR_"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
