@@ -1,0 +1,81 @@
+"""The public surface."""
+
+import inspect
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+import sandai.op.aio
+from sandai.op.aio import AsyncOperatorClient
+
+
+def test_all_is_sorted_and_whole() -> None:
+    """Every name exists, and the contract's are there."""
+    names = sandai.op.aio.__all__
+    assert names == sorted(names)
+    assert all(hasattr(sandai.op.aio, name) for name in names)
+    assert {
+        "AsyncOperatorClient",
+        "AsyncSubmittedTask",
+        "AsyncTaskHandle",
+        "BatchTaskResult",
+        "ClientClosedError",
+        "HealthCheckResult",
+        "OperatorConnectionError",
+        "TaskTimeoutError",
+        "create_async_client",
+    } <= set(names)
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    """What is exported says what it is."""
+    for name in sandai.op.aio.__all__:
+        assert getattr(sandai.op.aio, name).__doc__
+
+
+def test_what_is_awaited() -> None:
+    """Every call is a coroutine but those that only read the configuration."""
+    calls = {name: getattr(AsyncOperatorClient, name) for name in dir(AsyncOperatorClient)}
+    awaited = {
+        name
+        for name, call in calls.items()
+        if inspect.iscoroutinefunction(call) and not name.startswith("_")
+    }
+    assert awaited == {
+        "aclose",
+        "async_call",
+        "batch_async",
+        "batch_collect",
+        "batch_submit",
+        "batch_sync",
+        "batch_sync_detailed",
+        "desc",
+        "ping",
+        "probe",
+        "sync",
+    }
+
+
+def test_importing_does_nothing_else() -> None:
+    """No thread, no loop, no current app, nothing of the threads' client."""
+    code = (
+        "import threading, sys, logging\n"
+        "import sandai.op.aio\n"
+        "from celery import _state\n"
+        "assert threading.active_count() == 1\n"
+        "assert _state._tls.current_app is None and _state.default_app is None\n"
+        "assert 'sandai.op.client' not in sys.modules\n"
+        "assert not logging.getLogger().handlers\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+
+
+def test_the_distributions_have_one_version() -> None:
+    """They are released together."""
+    try:
+        versions = {version(f"sandai-op-{name}") for name in ("models", "transport", "aio")}
+    except PackageNotFoundError:
+        pytest.skip("runs from the source tree")
+    assert len(versions) == 1
