@@ -14,15 +14,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from attrs import asdict, frozen
 
 from light_operator import LightOperator
 from local_redis import LocalRedis
-from pressure import SCENARIOS, Load
-from sandai.op.client import create_client
+from pressure import SCENARIOS, Load, Settings
 from watching import ConnectionSampler, connections, open_redis
 
 
@@ -69,18 +67,17 @@ class Figures:
 def measure(url: str, scenario: str, limits: str, load: Load) -> Figures:
     """Run one scenario once and return its figures."""
     chosen = LIMITS[limits]
-    make_client = partial(
-        create_client,
-        "bench",
-        "v1",
-        broker_url=url,
-        broker_pool_limit=chosen.broker,
-        backend_pool_limit=chosen.backend,
-        backend_poll_concurrency=chosen.poll_concurrency,
-    )
+    settings: Settings = {
+        "operator_name": "bench",
+        "operator_version": "v1",
+        "broker_url": url,
+        "broker_pool_limit": chosen.broker,
+        "backend_pool_limit": chosen.backend,
+        "backend_poll_concurrency": chosen.poll_concurrency,
+    }
     with ConnectionSampler(url, interval=0.005) as sampler:
         began = time.perf_counter()
-        SCENARIOS[scenario](make_client, load)
+        SCENARIOS[scenario](settings, load)
         wall = time.perf_counter() - began
         settled_after = _settle(url)
     return Figures(
@@ -88,7 +85,7 @@ def measure(url: str, scenario: str, limits: str, load: Load) -> Figures:
         limits,
         load.requests,
         wall,
-        load.ideal,
+        load.ideal(scenario),
         sampler.peak["broker"],
         sampler.peak["backend"],
         settled_after,
@@ -110,7 +107,11 @@ def main() -> int:
     """Run what the arguments ask for; return the exit code."""
     arguments = _parse()
     load = Load(
-        arguments.requests, arguments.threads, arguments.delay / 1000, arguments.concurrency
+        arguments.requests,
+        arguments.threads,
+        arguments.coroutines,
+        arguments.delay / 1000,
+        arguments.concurrency,
     )
     figures = []
     print(f"{'scenario':<28}{'limits':<9}{'requests':>8}{'wall s':>8}{'ideal s':>8}", end="")
@@ -139,6 +140,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--threads", type=int, default=24)
+    parser.add_argument("--coroutines", type=int, default=96)
     parser.add_argument("--delay", type=float, default=150, help="the operator's, in milliseconds")
     parser.add_argument("--concurrency", type=int, default=32, help="the operator's")
     parser.add_argument("--json", type=Path, help="a file for the figures")
