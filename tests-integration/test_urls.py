@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -14,17 +16,30 @@ import trustme
 
 from light_operator import LightOperator
 from local_redis import HOST, LocalRedis
+from sandai.op.aio import create_async_client
 from sandai.op.client import ConfigurationError, OperatorConnectionError, create_client
 from watching import eventually
 
 PASSWORD = "p@ss/w#rd+%&?;,:"
 
 
-def call(url: str, **kwargs: object) -> dict[str, object]:
-    """Have one task done over a URL and return its results."""
-    with create_client("bench", "v1", broker_url=url, **kwargs) as client:  # type: ignore[arg-type]  # any argument
+def call(url: str, **kwargs: Any) -> dict[str, Any]:
+    """Have both clients do one task each over a URL, and return the results."""
+    with create_client("bench", "v1", broker_url=url, **kwargs) as client:
         assert client.ping()
-        return client.sync([], {"said": "hello"}, timeout=10)[1]
+        _, results = client.sync([], {"said": "hello"}, timeout=10)
+    assert asyncio.run(async_call(url, **kwargs)) == results
+    return results
+
+
+async def async_call(url: str, **kwargs: Any) -> dict[str, Any]:
+    """Have the asyncio client do a task."""
+    async with create_async_client("bench", "v1", broker_url=url, **kwargs) as client:
+        assert await client.ping()
+        handle = await client.async_call([], {})
+        await handle.get(timeout=10)
+        assert await handle.ready()
+        return (await client.sync([], {"said": "hello"}, timeout=10))[1]
 
 
 def test_unix_socket(tmp_path: Path) -> None:
@@ -194,3 +209,34 @@ def test_tls_refuses_a_stranger(tls_server: tuple[LocalRedis, int, Path]) -> Non
         pytest.raises(OperatorConnectionError, match="CERTIFICATE"),
     ):
         client.async_call([], {})
+
+
+def test_tls_refuses_a_stranger_on_a_loop(tls_server: tuple[LocalRedis, int, Path]) -> None:
+    """So does the asyncio client."""
+    with pytest.raises(OperatorConnectionError, match="CERTIFICATE"):
+        asyncio.run(async_call_alone(f"rediss://{HOST}:{tls_server[1]}/0"))
+
+
+async def async_call_alone(url: str) -> None:
+    """Have the asyncio client submit."""
+    async with create_async_client("bench", "v1", broker_url=url) as client:
+        await client.async_call([], {})
+
+
+def test_sentinel_that_knows_no_such_master_on_a_loop(sentinel: tuple[LocalRedis, int]) -> None:
+    """The asyncio client names an unknown master too, and leaves no lookup open."""
+    options = {"master_name": "nobody"}
+
+    async def main() -> None:
+        async with create_async_client(
+            "bench",
+            "v1",
+            broker_url=f"sentinel://{HOST}:{sentinel[1]}",
+            broker_transport_options=options,
+            result_backend_transport_options=options,
+        ) as client:
+            with pytest.raises(OperatorConnectionError, match="nobody") as raised:
+                await client.async_call([], {})
+            assert raised.value.task_id is None
+
+    asyncio.run(main())

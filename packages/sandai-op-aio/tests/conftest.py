@@ -1,85 +1,146 @@
-"""The boundary, faked: as much of a Redis server as a pool's connections need."""
-
-from __future__ import annotations
+"""The boundary, faked: a small Redis server in a thread."""
 
 import socket
-import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
-from sandai.op.transport import Limiter, RedisConnector, resolve
-from sandai.op.transport._url import RedisAddress
+from sandai.op.transport import RedisBackend, RedisConnector, resolve
+
+Answer = Callable[[list[bytes]], bytes | None]
 
 
-class OkServer(socketserver.ThreadingTCPServer):
-    """Answers ``+OK`` to every command, and counts the connections that are open."""
+class RespServer:
+    """
+    As much of Redis as connecting, looking and a push line need.
 
-    allow_reuse_address = True
-    daemon_threads = True
-    # A connection's thread ends with the connection, which the test's end closes.
-    block_on_close = False
+    ``answer`` sees each command first; bytes are the reply as it stands (``b""``:
+    silence), ``None`` is the usual reply.
+    """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.open: set[socket.socket] = set()
-        self.changed = threading.Condition()
+        self.stored: dict[bytes, bytes] = {}
+        self.commands: list[list[bytes]] = []
+        self.answer: Answer = lambda _: None
+        self.most = 0
+        self._clients: dict[socket.socket, set[bytes]] = {}
+        self._lock = threading.RLock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     @property
     def url(self) -> str:
         """The server's URL."""
-        return f"redis://127.0.0.1:{self.server_address[1]}/0"
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
 
-    def wait_for(self, count: int) -> None:
-        """Wait until so many connections are open."""
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.open) == count, 10), len(self.open)
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        with self._lock:
+            return len(self._clients)
 
+    @property
+    def channels(self) -> set[bytes]:
+        """What is subscribed to."""
+        with self._lock:
+            return set().union(*self._clients.values())
 
-class _Answer(socketserver.StreamRequestHandler):
-    server: OkServer
+    def seen(self, name: bytes) -> list[list[bytes]]:
+        """Return the commands of that name."""
+        with self._lock:
+            return [command for command in self.commands if command[0] == name]
 
-    def handle(self) -> None:
-        server, sock = self.server, self.connection
-        with server.changed:
-            server.open.add(sock)
-            server.changed.notify_all()
-        try:
-            while line := self.rfile.readline():
+    def store(self, task_id: str, *, publish: bool) -> None:
+        """Store a success, and publish it."""
+        key = f"celery-task-meta-{task_id}".encode()
+        payload = b'{"status": "SUCCESS", "result": {"of": "%b"}}' % task_id.encode()
+        with self._lock:
+            self.stored[key] = payload
+            for client, channels in self._clients.items():
+                if publish and key in channels:
+                    client.sendall(b">3\r\n" + _bulk(b"message") + _bulk(key) + _bulk(payload))
+
+    def drop(self) -> None:
+        """End every connection."""
+        with self._lock:
+            for client in self._clients:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.drop()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                with self._lock:
+                    self._clients[client] = set()
+                    self.most = max(self.most, len(self._clients))
+                thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError, ValueError), client, client.makefile("rb") as stream:
+            while line := stream.readline():
+                command = []
                 for _ in range(int(line[1:])):
-                    self.rfile.read(int(self.rfile.readline()[1:]) + 2)
-                self.wfile.write(b"+OK\r\n")
-        except (OSError, ValueError):
-            return
-        finally:
-            with server.changed:
-                server.open.discard(sock)
-                server.changed.notify_all()
+                    length = int(stream.readline()[1:])
+                    command.append(stream.read(length + 2)[:-2])
+                with self._lock:
+                    self.commands.append(command)
+                reply = self.answer(command)
+                with self._lock:
+                    client.sendall(self._reply(client, command) if reply is None else reply)
+        with self._lock:
+            del self._clients[client]
+
+    def _reply(self, client: socket.socket, command: list[bytes]) -> bytes:
+        name, *arguments = command
+        if name == b"HELLO":
+            return b"%1\r\n" + _bulk(b"proto") + b":3\r\n"
+        if name == b"PING":
+            return b"+PONG\r\n"
+        if name == b"MGET":
+            found = [self.stored.get(key) for key in arguments]
+            parts = [b"$-1\r\n" if value is None else _bulk(value) for value in found]
+            return b"*%d\r\n" % len(parts) + b"".join(parts)
+        if name in (b"SUBSCRIBE", b"UNSUBSCRIBE"):
+            channels = self._clients[client]
+            change = channels.add if name == b"SUBSCRIBE" else channels.discard
+            for key in arguments:
+                change(key)
+            head = b">3\r\n" + _bulk(name.lower())
+            return b"".join(head + _bulk(key) + b":1\r\n" for key in arguments)
+        if name == b"DEL":
+            return b":%d\r\n" % sum(self.stored.pop(key, None) is not None for key in arguments)
+        return b"+OK\r\n"
+
+
+def _bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 @pytest.fixture
-def server() -> Iterator[OkServer]:
-    """Yield a server on a free port."""
-    with OkServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join(10)
-        for sock in list(server.open):
-            sock.close()
+def server() -> Iterator[RespServer]:
+    """Run a server."""
+    server = RespServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def connector(server: OkServer) -> RedisConnector:
-    """Return what opens connections to the server."""
-    config = resolve("op", "v1", env={}, broker_url=server.url)
-    address = RedisAddress.parse("broker_url", config.broker_url, {})
-    return RedisConnector(address, 2.0, "test")
-
-
-@pytest.fixture
-def limiter() -> Limiter:
-    """Return a budget of two."""
-    return Limiter("pool", 2)
+def connector(server: RespServer) -> RedisConnector:
+    """Give a connector to the server."""
+    config = resolve("op", "v1", env={}, broker_url=server.url, io_timeout=0.5)
+    return RedisBackend(config.backend_key).connector

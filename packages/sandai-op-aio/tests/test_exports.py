@@ -1,26 +1,21 @@
 """The public surface."""
 
-from __future__ import annotations
-
+import inspect
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
 
 import sandai.op.aio
 from sandai.op.aio import AsyncOperatorClient
 
-CALLS = """
-    async_call sync desc batch_submit batch_collect batch_sync_detailed batch_async batch_sync ping
-    probe get_queue_info aclose attach operator_name operator_version config timeout debug priority
-    cancel_key auto_forget_result task_name queue_names broker_url result_backend celery_app
-"""
-
 
 def test_all_is_sorted_and_whole() -> None:
-    """Every name exists, has a docstring, and the contract's are there."""
+    """Every name exists, and the contract's are there."""
     names = sandai.op.aio.__all__
-    assert len(names) == len(set(names))
-    assert all(getattr(sandai.op.aio, name).__doc__ for name in names)
+    assert names == sorted(names)
+    assert all(hasattr(sandai.op.aio, name) for name in names)
     assert {
         "AsyncOperatorClient",
         "AsyncSubmittedTask",
@@ -28,19 +23,44 @@ def test_all_is_sorted_and_whole() -> None:
         "BatchTaskResult",
         "ClientClosedError",
         "HealthCheckResult",
+        "OperatorConnectionError",
         "TaskTimeoutError",
         "create_async_client",
     } <= set(names)
 
 
-def test_calls() -> None:
-    """The contract's calls are all there."""
-    for name in CALLS.split():
-        assert hasattr(AsyncOperatorClient, name) or name == "config", name
+def test_every_public_thing_has_a_docstring() -> None:
+    """What is exported says what it is."""
+    for name in sandai.op.aio.__all__:
+        assert getattr(sandai.op.aio, name).__doc__
+
+
+def test_what_is_awaited() -> None:
+    """Every call is a coroutine but those that only read the configuration."""
+    calls = {name: getattr(AsyncOperatorClient, name) for name in dir(AsyncOperatorClient)}
+    awaited = {
+        name
+        for name, call in calls.items()
+        if inspect.iscoroutinefunction(call) and not name.startswith("_")
+    }
+    assert awaited == {
+        "aclose",
+        "async_call",
+        "attach",
+        "batch_async",
+        "batch_collect",
+        "batch_submit",
+        "batch_sync",
+        "batch_sync_detailed",
+        "desc",
+        "ping",
+        "probe",
+        "sync",
+    }
 
 
 def test_importing_does_nothing_else() -> None:
-    """No thread, no current app, no loop, nothing of the client for threads."""
+    """No thread, no loop, no current app, nothing of the threads' client."""
     code = (
         "import threading, sys, logging\n"
         "import sandai.op.aio\n"
@@ -55,4 +75,8 @@ def test_importing_does_nothing_else() -> None:
 
 def test_the_distributions_have_one_version() -> None:
     """They are released together."""
-    assert len({version(f"sandai-op-{name}") for name in ("models", "transport", "aio")}) == 1
+    try:
+        versions = {version(f"sandai-op-{name}") for name in ("models", "transport", "aio")}
+    except PackageNotFoundError:
+        pytest.skip("runs from the source tree")
+    assert len(versions) == 1

@@ -1,0 +1,204 @@
+"""The hub on a server that speaks RESP3: push, its loss, and doing without."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sandai.op.aio import _hub
+from sandai.op.aio._hub import LoopHub
+from sandai.op.aio._mailbox import Mailbox
+from sandai.op.transport import RedisBackend, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from conftest import RespServer
+
+
+def backend_of(server: RespServer, **settings: Any) -> RedisBackend:
+    """Return a backend on a server."""
+    settings = {"io_timeout": 0.5, **settings}
+    return RedisBackend(resolve("op", "v1", env={}, broker_url=server.url, **settings).backend_key)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds that has no event."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def hub_of(server: RespServer, **settings: Any) -> AsyncIterator[LoopHub]:
+    """Run a hub on the running loop."""
+    backend = backend_of(server, **settings)
+    hub = LoopHub(backend, asyncio.get_running_loop())
+    try:
+        yield hub
+    finally:
+        hub.close()
+        await until(lambda: server.connected == 0)
+        assert backend.limiter.statistics().in_use == 0
+        assert backend.push_limiter.statistics().in_use == 0
+
+
+def waiting(hub: LoopHub, *task_ids: str, delete: bool = False) -> Mailbox:
+    """Wait for tasks."""
+    mailbox = Mailbox(asyncio.get_running_loop())
+    hub.watch(task_ids, mailbox, delete=delete)
+    return mailbox
+
+
+async def got(mailbox: Mailbox, seconds: float = 5.0) -> str | None:
+    """Return the id of the next task that ends."""
+    document = await mailbox.get(time.monotonic() + seconds)
+    return None if document is None else document.task_id
+
+
+@pytest.mark.asyncio
+async def test_pushed(server: RespServer) -> None:
+    """A published result comes at once, and is deleted before it is handed over."""
+    async with hub_of(server) as hub:
+        mailbox = waiting(hub, "a", delete=True)
+        await until(lambda: hub.statistics().pushing)
+        server.store("a", publish=True)
+        assert await got(mailbox) == "a"
+        await until(lambda: not server.stored and not server.channels)
+        assert hub.statistics().pending == 0
+
+
+@pytest.mark.asyncio
+async def test_stored_before(server: RespServer) -> None:
+    """What was stored before the wait is found by the look that follows the subscription."""
+    async with hub_of(server) as hub:
+        first = waiting(hub, "a")
+        await until(lambda: hub.statistics().pushing)
+        server.store("b", publish=False)
+        assert await got(waiting(hub, "b")) == "b"
+        assert hub.statistics().swept == 0
+        server.store("a", publish=True)
+        assert await got(first) == "a"
+
+
+@pytest.mark.asyncio
+async def test_changes_of_a_turn_share_commands(server: RespServer) -> None:
+    """Many waits that begin together are one SUBSCRIBE, and leave together."""
+    async with hub_of(server) as hub:
+        waiting(hub, "first")
+        await until(lambda: hub.statistics().pushing)
+        before = len(server.seen(b"SUBSCRIBE"))
+        mailboxes = {f"t{n}": waiting(hub, f"t{n}") for n in range(150)}
+        await until(lambda: len(server.channels) == 151)
+        assert len(server.seen(b"SUBSCRIBE")) == before + 1
+        for task_id, mailbox in mailboxes.items():
+            hub.unwatch([task_id], mailbox)
+        await until(lambda: len(server.channels) == 1)
+        assert len(server.seen(b"UNSUBSCRIBE")) == 1
+
+
+@pytest.mark.asyncio
+async def test_lost_line(server: RespServer) -> None:
+    """After a loss it subscribes again and looks at everything."""
+    async with hub_of(server) as hub:
+        mailbox = waiting(hub, "a", "b")
+        await until(lambda: hub.statistics().pushing)
+        server.drop()
+        server.store("a", publish=False)
+        assert await got(mailbox) == "a"
+        await until(lambda: hub.statistics().push_connects == 2 and hub.statistics().pushing)
+        server.store("b", publish=True)
+        assert await got(mailbox) == "b"
+
+
+@pytest.mark.asyncio
+async def test_silent_line(server: RespServer) -> None:
+    """A line that does not answer a PING within the I/O timeout is given up."""
+    async with hub_of(server) as hub:
+        waiting(hub, "a")
+        await until(lambda: hub.statistics().pushing)
+        server.answer = lambda command: b"" if command[0] == b"PING" else None
+        await until(lambda: not hub.statistics().pushing)
+        server.answer = lambda _: None
+        await until(lambda: hub.statistics().push_connects == 2)
+
+
+@pytest.mark.asyncio
+async def test_refused(server: RespServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that does not allow SUBSCRIBE is polled, and asked only once."""
+    refusal = b"-NOPERM this user has no permissions to run the 'subscribe' command\r\n"
+    server.answer = lambda command: refusal if command[0] == b"SUBSCRIBE" else None
+    async with hub_of(server) as hub:
+        mailbox = waiting(hub, "a", delete=True)
+        await until(lambda: hub.statistics().sweeps > 3)
+        server.store("a", publish=False)
+        assert await got(mailbox) == "a"
+        assert not server.stored
+        assert len(server.seen(b"SUBSCRIBE")) == 1
+    assert "does not allow push" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_no_permit(server: RespServer) -> None:
+    """With a limit of 1, and where others hold the permits, it polls on one connection."""
+    async with hub_of(server, backend_pool_limit=1) as hub:
+        mailbox = waiting(hub, "a")
+        await until(lambda: hub.statistics().sweeps > 2)
+        server.store("a", publish=True)
+        assert await got(mailbox) == "a"
+        assert server.most == 1
+
+
+@pytest.mark.asyncio
+async def test_ends_when_idle(server: RespServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waits the line and the task end; the next wait begins anew."""
+    monkeypatch.setattr(_hub, "IDLE_SECONDS", 0.1)
+    async with hub_of(server) as hub:
+        for task_id in ("a", "b"):
+            mailbox = waiting(hub, task_id)
+            await until(lambda: hub.statistics().pushing)
+            server.store(task_id, publish=True)
+            assert await got(mailbox) == task_id
+            await until(lambda: not hub.statistics().pushing and hub._task is None)
+        assert hub.statistics().push_connects == 2
+
+
+@pytest.mark.asyncio
+async def test_cancelled_task_starts_again(server: RespServer) -> None:
+    """While somebody waits, a cancelled hub goes on; its permits are not lost."""
+    async with hub_of(server, backend_pool_limit=2) as hub:
+        mailbox = waiting(hub, "a")
+        for connects in range(1, 4):
+            await until(lambda n=connects: hub.statistics().push_connects == n)  # type: ignore[misc]
+            await until(lambda: hub.statistics().pushing)
+            assert hub._task is not None
+            hub._task.cancel()
+        server.store("a", publish=False)
+        assert await got(mailbox) == "a"
+
+
+@pytest.mark.asyncio
+async def test_a_failure_of_ours_ends_no_wait(
+    server: RespServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error nobody thought of is logged, and the waits go on."""
+    async with hub_of(server) as hub:
+        due = hub._schedule.due
+        failures: list[int] = []
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            if len(failures) < 2:
+                failures.append(1)
+                raise ZeroDivisionError("oops")
+            return due(*args[1:], **kwargs)
+
+        monkeypatch.setattr(type(hub._schedule), "due", broken)
+        mailbox = waiting(hub, "a")
+        await until(lambda: len(failures) == 2)
+        server.store("a", publish=False)
+        assert await got(mailbox) == "a"
+    assert caplog.text.count("failed unexpectedly") == 1
