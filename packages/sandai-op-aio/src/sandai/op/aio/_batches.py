@@ -15,6 +15,10 @@ from sandai.op.transport import Config, ResultDocument, TaskControls
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
 from ._submitter import Submitter, Tasks
+from ._turns import Breath
+
+#: Tasks that are given up before others get their turn.
+_EXPIRED = 200
 
 
 class BatchCalls:
@@ -51,12 +55,18 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        return [
-            AsyncSubmittedTask(index, error=queued)
-            if isinstance(queued, OperatorError)
-            else AsyncSubmittedTask(index, AsyncTaskHandle(queued, self._results))
-            for index, queued in enumerate(await self._submitter.tasks(tasks, controls))
-        ]
+        submissions: list[AsyncSubmittedTask] = []
+        breath = Breath()
+        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+            if isinstance(queued, OperatorError):
+                submissions.append(AsyncSubmittedTask(index, error=queued))
+            else:
+                submissions.append(
+                    AsyncSubmittedTask(index, AsyncTaskHandle(queued, self._results))
+                )
+            if breath.due:
+                await breath()
+        return submissions
 
     async def batch_collect(
         self, submissions: Iterable[AsyncSubmittedTask], *, timeout: float | None = None
@@ -138,13 +148,15 @@ class BatchCalls:
         self, submissions: Iterable[object], timeout: float | None, deadline: float
     ) -> list[BatchTaskResult]:
         limit = self._results.wait_limit(timeout)
-        reducer = batch.BatchReducer()
+        reducer, breath = batch.BatchReducer(), Breath()
         for number, submission in enumerate(submissions):
             if not isinstance(submission, AsyncSubmittedTask):
                 kind = type(submission).__name__
                 reason = f"what batch_submit() returned was expected, not {kind}"
                 raise InvalidTaskError(f"submissions[{number}]", reason)
             reducer.expect(submission.index, submission.task_id, submission.error)
+            if breath.due:
+                await breath()
 
         def accept(document: ResultDocument) -> None:
             reducer.accept_reply(document.task_id, document.reply)
@@ -152,5 +164,7 @@ class BatchCalls:
         await self._results.wait_many(
             list(reducer), limit, accept, delete=self.config.auto_forget_result, deadline=deadline
         )
-        reducer.expire(limit, self._results.failure)
+        while reducer:
+            reducer.expire(limit, self._results.failure, most=_EXPIRED)
+            await breath()
         return reducer.results()

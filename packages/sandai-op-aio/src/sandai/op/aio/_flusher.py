@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from sandai.op.models import OperatorError
@@ -25,13 +27,16 @@ class Entry:
         self.item = item
         self.size = size
         self.patience = patience
+        #: The caller's, for what is called on its behalf.
+        self.context = copy_context()
         #: The result and ``None``, or ``None`` and the error.
         self.outcome: asyncio.Future[tuple[Any, OperatorError | None]] = loop.create_future()
 
     def resolve(self, result: Any, error: OperatorError | None = None) -> None:
         """Tell the caller, if it is still there."""
         if not self.outcome.done():
-            self.outcome.set_result((result, error))
+            with suppress(RuntimeError):  # its loop is closed
+                self.outcome.set_result((result, error))
 
 
 Work = Callable[[LoopConnection, Sequence[Entry]], Awaitable[None]]
@@ -126,6 +131,8 @@ class Flusher:
 
     async def _flush(self) -> None:
         lease = self.pool.try_acquire()
+        if lease is None and any(entry.patience <= 0 for entry in self._queued):
+            lease = self.pool.acquire_now()
         if lease is None:
             for entry in list(self._queued):
                 if entry.patience <= 0:
@@ -133,7 +140,12 @@ class Flusher:
             if not self._queued:
                 return
             self._in_line = True
-            lease = await self.pool.acquire()
+            try:
+                lease = await self.pool.acquire()
+            except TransportError as error:  # closed
+                queued, self._queued = list(self._queued), {}
+                _fail(queued, error)
+                return
         entries = self._take()
         self._acquiring, self._in_line = None, False
         if self._queued:
@@ -146,6 +158,8 @@ class Flusher:
                 await self._work(connection, entries)
         except OperatorError as error:
             _fail(entries, error)
+        except GeneratorExit:
+            raise  # collected with its loop: nobody is left to tell
         except BaseException as error:
             said = TransportError(f"it was interrupted ({type(error).__name__})", True)
             _fail(entries, said)

@@ -246,8 +246,11 @@ class LoopHub:
             return told
         settled = [(document, self._table.settle(document)) for document in documents]
         try:
-            # Deletions go out before anybody is told: who has the result finds no key.
-            await self._apply_changes()
+            # Deletions go out before anybody is told: who has the result finds no key. But
+            # nobody waits long for a server that is slow to delete.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SHORTEST):
+                    await self._apply_changes()
         finally:
             # Whatever happens: nobody else will tell them.
             _deliver(settled)

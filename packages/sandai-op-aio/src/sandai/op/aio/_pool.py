@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, watch
+from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
 from ._redis import LoopConnection, open_connection
 from ._turns import call_on, spawn
@@ -110,6 +110,18 @@ class LoopPool:
         granted, connection = self.limiter.try_acquire(self)
         return self._lease(connection) if granted else None
 
+    def acquire_now(self) -> Lease | None:
+        """Return a lease if one is to be had at once, were it by closing another's idle one."""
+        lease = self.try_acquire()
+        if lease is not None:
+            return lease
+        ticket = self.limiter.request(self)
+        if ticket.done():
+            return self._lease(ticket.result())
+        self._tickets.add(ticket)
+        self._leave(ticket)
+        return None
+
     async def acquire(self) -> Lease:
         """Return a lease when it is our turn; cancel to leave the queue."""
         loop = asyncio.get_running_loop()
@@ -120,7 +132,8 @@ class LoopPool:
                 granted.set_result(None)
 
         def tell(ticket: "Future[Any]") -> None:
-            if not ticket.cancelled() and not call_on(loop, wake):
+            # Cancelled by close() too: who waits is told that it is in vain.
+            if not call_on(loop, wake) and not ticket.cancelled():
                 self._hand_back(ticket)
 
         ticket = self.limiter.request(self)
@@ -135,7 +148,7 @@ class LoopPool:
             self._leave(ticket)
             raise
         if not self._claim(ticket):
-            raise asyncio.CancelledError("the event loop was taken for closed")
+            raise TransportError("the connections have been closed")
         return self._lease(ticket.result())
 
     async def open(self, timeout: float | None) -> LoopConnection:
@@ -257,8 +270,9 @@ class LoopPool:
             while idle or self._leases or self._tickets:
                 await asyncio.sleep(_TIDY_INTERVAL)
                 idle = self._close_idle(time.monotonic() - IDLE_SECONDS)
-        except BaseException:
-            # As asyncio.run() ends it cancels all tasks: what is idle goes now.
+        except asyncio.CancelledError:
+            # As asyncio.run() ends it cancels all tasks: what is idle goes now. (Collected
+            # with a closed loop it may not lock; the janitor has seen to it.)
             self._close_idle(time.monotonic())
             raise
         finally:

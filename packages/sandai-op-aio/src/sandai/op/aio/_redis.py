@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import ref
 
 import redis
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
@@ -38,6 +39,7 @@ class LoopConnection:
         self._tls = connector.address.tls is not None
         described = connection._writer.get_extra_info("socket")
         self._twin = [os.dup(described.fileno())]
+        self._loop = ref(asyncio.get_running_loop())
         # From here on we keep the time.
         connection.socket_timeout = None
 
@@ -119,7 +121,7 @@ class LoopConnection:
         return replies
 
     def close(self) -> None:
-        """Close at once, in the loop's thread or when the loop is closed; never waits."""
+        """Close at once, in the loop's thread or, when the loop is closed, in any; never waits."""
         self.shut()
         connection, writer = self.redis, self.redis._writer
         with suppress(Exception):
@@ -127,10 +129,14 @@ class LoopConnection:
         connection._writer = connection._reader = None
         if writer is None:
             return
-        try:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
             writer.transport.abort()
-        except RuntimeError:
-            # Its loop is closed and will not do the rest.
+        elif type(writer.transport).__module__.startswith("asyncio."):
+            # Its loop will not do the rest. Another's transport (uvloop's) must not be
+            # touched: the loop may be in the middle of closing, in its own thread.
+            with suppress(RuntimeError):
+                writer.transport.abort()
             with suppress(Exception):
                 writer.transport._call_connection_lost(None)
 
@@ -144,8 +150,9 @@ class LoopConnection:
             twin.shutdown(socket.SHUT_RDWR)
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_twin", ()):
-            os.close(descriptor)
+        twin = getattr(self, "_twin", [])
+        while twin:
+            os.close(twin.pop())
 
 
 async def open_connection(

@@ -5,7 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from sandai.op.models import ClientClosedError, OperatorError, TaskTimeoutError, protocol
+from sandai.op.models import (
+    ClientClosedError,
+    ClientPoolTimeoutError,
+    OperatorError,
+    TaskTimeoutError,
+    protocol,
+)
 from sandai.op.transport import (
     Config,
     ResultDocument,
@@ -22,6 +28,8 @@ from ._turns import Breath
 R = TypeVar("R")
 
 _LOOK_KEYS = 1000
+#: Seconds that results already found wait for their deletion.
+_DELETING = 0.5
 
 
 class ResultReader:
@@ -181,14 +189,18 @@ class ResultReader:
         ready = [document for document in await self.look_many(task_ids) if document.ready]
         if delete and ready:
             # A deletion that fails must not cost the results: they expire.
-            with suppress(OperatorError):
-                await self.forget([document.task_id for document in ready])
+            with suppress(OperatorError, TimeoutError):
+                async with asyncio.timeout(_DELETING):
+                    await self.forget([document.task_id for document in ready])
         for document in ready:
             accept(document)
 
     async def _guarded(self, call: Awaitable[R]) -> R:
         try:
             return await call
+        except ClientPoolTimeoutError:
+            self.check_open()
+            raise
         except TransportError as error:
             self.check_open()  # closing the client broke it off
             raise error.for_operator(

@@ -65,7 +65,7 @@ class RedisSender:
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Push a message and take it out again in one transaction."""
-        lease = self._pool.try_acquire()
+        lease = self._pool.acquire_now() if patience <= 0 else self._pool.try_acquire()
         if lease is None:
             try:
                 async with asyncio.timeout(patience):
@@ -92,7 +92,8 @@ class RedisSender:
         breath = Breath()
         for entry in entries:
             for message in entry.item:
-                plan.add(message, self._broker.renderer)
+                # Receivers of Celery's signals look at the context of who submits.
+                entry.context.run(plan.add, message, self._broker.renderer)
                 if breath.due:
                     await breath()
         try:
@@ -121,7 +122,7 @@ class RedisSender:
             own = outcomes[start : start + entry.size]
             start += entry.size
             entry.resolve(own)
-            self._broker.note_sent(entry.item, own)
+            entry.context.run(self._broker.note_sent, entry.item, own)
 
 
 def _broke_off(error: BaseException) -> TransportError:

@@ -106,7 +106,10 @@ class Submitter:
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
         failures = {}
+        breath = Breath()
         for message, outcome in zip(messages, outcomes, strict=True):
+            if breath.due:
+                await breath()
             if outcome is not None:
                 failures[message.task_id] = self._builder.failure(message, outcome)
             elif message.parent_id is not None and (task := get_current_worker_task()) is not None:

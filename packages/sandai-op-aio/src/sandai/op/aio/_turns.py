@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 #: Seconds of work after which the loop's other callbacks get their turn.
@@ -30,7 +31,11 @@ class Breath:
 
 def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
     """Start a task that is ours, not the application's."""
-    task = asyncio.get_running_loop().create_task(coroutine, name=f"sandai-op-{name}")
+    task = asyncio.get_running_loop().create_task(
+        coroutine,
+        name=f"sandai-op-{name}",
+        context=Context(),  # nobody's: it works for all
+    )
     # A loop that is closed under it: the application meant to, and what the task
     # held is given back all the same. asyncio.gather() silences its own so too.
     with suppress(AttributeError):

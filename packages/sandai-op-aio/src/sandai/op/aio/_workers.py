@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,7 +52,8 @@ class Workers:
 
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        job = self._threads.submit(work)
+        # In the caller's context: receivers of Celery's signals look at it.
+        job = self._threads.submit(copy_context().run, work)
 
         def wake() -> None:
             if not done.done():

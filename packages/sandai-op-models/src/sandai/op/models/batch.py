@@ -1,6 +1,7 @@
 """The batch reducer: outcomes in any order in, one result per task in order out."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from attrs import define, field
 
@@ -56,9 +57,15 @@ class BatchReducer:
                 filled = BatchTaskResult(index, task_id, True, error=outcome)
             self._places[position] = filled
 
-    def expire(self, timeout: float | None, cause: BaseException | None = None) -> None:
-        """Fill what is still open with :class:`TaskTimeoutError`."""
-        for task_id in list(self._waiting):
+    def expire(
+        self,
+        timeout: float | None,
+        cause: BaseException | None = None,
+        *,
+        most: int | None = None,
+    ) -> None:
+        """Fill what is still open, or *most* of it, with :class:`TaskTimeoutError`."""
+        for task_id in list(islice(self._waiting, most)):
             error = TaskTimeoutError(task_id, timeout)
             error.__cause__ = cause
             self.accept(task_id, error)
