@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sandai.op.transport import Limiter
+from sandai.op.transport import Limiter, TransportError
 
 from ._turns import call_on
 
@@ -20,7 +20,7 @@ class Workers:
     """
     Run a shared resource's blocking calls; never on the loop's default executor.
 
-    One pool of threads a resource, for all loops. It ends with the resource.
+    One pool of threads a resource, for all loops. It ends when that is closed.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -35,6 +35,10 @@ class Workers:
             if workers is None:
                 workers = _workers[resource] = cls(limiter)
             return workers
+
+    def close(self) -> None:
+        """Let the threads end; what is under way is finished, what is queued is not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, call: Callable[..., Any], patience: float) -> Any:
         """
@@ -51,7 +55,10 @@ class Workers:
 
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        job = self._threads.submit(work)
+        try:
+            job = self._threads.submit(work)
+        except RuntimeError as error:
+            raise TransportError("its last client was closed") from error
 
         def wake() -> None:
             if not done.done():
@@ -66,6 +73,8 @@ class Workers:
             timer.cancel()
             job.cancel()
         if job.cancelled():
+            if time.monotonic() < deadline:
+                raise TransportError("its last client was closed")
             raise self._limiter.timeout_error(patience)
         return job.result()
 
