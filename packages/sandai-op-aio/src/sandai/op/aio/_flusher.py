@@ -1,7 +1,9 @@
 """What becomes ready in the same turn of a loop goes out together."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sandai.op.models import OperatorError
@@ -10,6 +12,8 @@ from sandai.op.transport import Limiter, RedisConnector, TransportError
 from ._pool import LoopPool
 from ._redis import LoopConnection
 from ._turns import spawn
+
+logger = logging.getLogger("sandai.op.aio")
 
 
 class Entry:
@@ -31,7 +35,8 @@ class Entry:
     def resolve(self, result: Any, error: OperatorError | None = None) -> None:
         """Tell the caller, if it is still there."""
         if not self.outcome.done():
-            self.outcome.set_result((result, error))
+            with suppress(RuntimeError):  # its loop is closed
+                self.outcome.set_result((result, error))
 
 
 Work = Callable[[LoopConnection, Sequence[Entry]], Awaitable[None]]
@@ -105,12 +110,14 @@ class Flusher:
             self._acquiring, self._in_line = None, False
             if self._queued:
                 self._start()
-        if not task.cancelled():
-            task.exception()  # the entries were told
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The entries were told, but not by whose fault.
+            logger.error("%s failed unexpectedly", self._name, exc_info=error)
 
     def _stop_if_unwanted(self) -> None:
         if not self._queued and self._in_line and self._acquiring is not None:
-            self._acquiring.cancel()
+            with suppress(RuntimeError):  # its loop is closed
+                self._acquiring.cancel()
 
     def _expire(self, entry: Entry) -> None:
         if entry in self._queued:
@@ -133,7 +140,12 @@ class Flusher:
             if not self._queued:
                 return
             self._in_line = True
-            lease = await self.pool.acquire()
+            try:
+                lease = await self.pool.acquire()
+            except TransportError as error:
+                _fail(list(self._queued), error)
+                self._queued.clear()
+                return
         entries = self._take()
         self._acquiring, self._in_line = None, False
         if self._queued:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, watch
+from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
 from ._redis import LoopConnection, open_connection
 from ._turns import call_on, spawn
@@ -91,17 +91,25 @@ class LoopPool:
         self._leases: set[Lease] = set()
         self._tickets: set[Future[Any]] = set()
         self._tidying: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = self._ended = False
 
     # For the loop.
 
     def try_acquire(self) -> Lease | None:
         """Return a lease if a permit is free and nobody is queued for it."""
+        if self._ended:
+            return None
         granted, connection = self.limiter.try_acquire(self)
         return self._lease(connection) if granted else None
 
     async def acquire(self) -> Lease:
-        """Return a lease when it is our turn; cancel to leave the queue."""
+        """
+        Return a lease when it is our turn; cancel to leave the queue.
+
+        Raises :class:`TransportError` when the pool's users are not wanted any more.
+        """
+        if self._ended:
+            raise self._ended_error()
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
 
@@ -110,7 +118,7 @@ class LoopPool:
                 granted.set_result(None)
 
         def tell(ticket: "Future[Any]") -> None:
-            if not ticket.cancelled() and not call_on(loop, wake):
+            if not call_on(loop, wake):
                 self._hand_back(ticket)
 
         ticket = self.limiter.request(self)
@@ -123,7 +131,7 @@ class LoopPool:
             self._leave(ticket)
             raise
         if not self._claim(ticket):
-            raise asyncio.CancelledError("the event loop was taken for closed")
+            raise self._ended_error()
         return self._lease(ticket.result())
 
     async def open(self, timeout: float | None) -> LoopConnection:
@@ -180,6 +188,7 @@ class LoopPool:
         self._close_idle(time.monotonic())
         if not busy:
             return
+        self._ended = True
         for ticket in list(self._tickets):
             self._leave(ticket)
         for lease in list(self._leases):
@@ -196,6 +205,10 @@ class LoopPool:
         self._leases.add(lease)
         watch(self)
         return lease
+
+    @staticmethod
+    def _ended_error() -> TransportError:
+        return TransportError("its last client was closed")
 
     def _claim(self, ticket: "Future[Any]") -> bool:
         try:
