@@ -10,6 +10,7 @@ from weakref import ref
 
 from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
+from ._ending import end
 from ._redis import LoopConnection, open_connection
 from ._turns import call_on, spawn
 
@@ -239,9 +240,7 @@ class LoopPool:
         return self.limiter.idle_count(self) > 0
 
     def _end(self, connection: LoopConnection) -> None:
-        connection.shut()
-        if not call_on(self._loop(), connection.close):
-            connection.close()
+        end(connection, self._loop())
 
     def _tidy_up(self) -> None:
         if self._tidying is None or self._tidying.done():
