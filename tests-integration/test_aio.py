@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psutil
 import pytest
+from celery import Celery
 
-from conftest import JANITOR
+from celery_worker import CeleryWorker
+from conftest import EXAMPLES, JANITOR
 from light_operator import LightOperator
 from loops import LOOPS, LagMeter, eventually, nothing_blocks, run
 from sandai.op.aio import AsyncOperatorClient, create_async_client
@@ -468,3 +472,49 @@ def test_quiet_when_well(database: str, caplog: pytest.LogCaptureFixture) -> Non
     with LightOperator(database), caplog.at_level(logging.INFO):
         asyncio.run(main(), debug=True)
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_replies_over_the_broker(database: str, tmp_path: Path) -> None:
+    """With rpc:// results, which block, the asyncio client works through its worker threads."""
+    environment = {
+        "SANDAI_OPERATOR_CELERY_BROKER_URL": database,
+        "SANDAI_OPERATOR_CELERY_RESULT_BACKEND": "rpc://",
+        "VIDEO_CLIPPER_WORK_DIR": str(tmp_path),
+    }
+
+    async def main() -> None:
+        async with AsyncOperatorClient(
+            "video-clipper", "v1", database, "rpc://", timeout=20
+        ) as client:
+            async with LagMeter() as lag:
+                assert (await client.probe()).response_ok
+                assert "options_schema" in await client.desc()
+                handles = [await client.async_call([], {"test": True}) for _ in range(3)]
+                for handle in handles:
+                    assert (await handle.get(timeout=10))["status"] == "success"
+            assert lag.worst < 0.2
+
+    with CeleryWorker(
+        "video_clipper.worker", "video-clipper", "v1", environment=environment, folders=[EXAMPLES]
+    ):
+        asyncio.run(main())
+
+
+def test_inside_another_task(database: str) -> None:
+    """A task submitted while a Celery task runs has that as its parent, and becomes its child."""
+    app = Celery("host", broker=database, backend="cache+memory://", set_as_current=False)
+
+    @app.task(bind=True, trail=True)  # type: ignore[untyped-decorator]  # Celery is untyped
+    def outer(self: Any) -> list[str]:
+        async def main() -> str:
+            async with AsyncOperatorClient("nobody", "v1", database) as client:
+                return (await client.async_call([], {})).task_id
+
+        child = asyncio.run(main())
+        return [self.request.id, child, *(each.id for each in self.request.children)]
+
+    parent, child, *children = outer.apply().get()
+    assert children == [child]
+    with open_redis(database) as server:
+        [message] = server.lrange("normal.nobody.v1", 0, -1)
+    assert json.loads(message)["headers"]["parent_id"] == parent

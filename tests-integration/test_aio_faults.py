@@ -16,6 +16,7 @@ from local_redis import LocalRedis
 from loops import LOOPS, eventually, run
 from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask
 from sandai.op.models import (
+    ClientClosedError,
     ClientPoolTimeoutError,
     OperatorConnectionError,
     TaskTimeoutError,
@@ -401,3 +402,29 @@ def test_memory_full(own_redis: LocalRedis) -> None:
 
     with open_redis(own_redis.url) as server:
         asyncio.run(main())
+
+
+def test_aclose_with_a_stalled_server(own_redis: LocalRedis) -> None:
+    """Looks under way and queued, and waits, end at once with a ClientClosedError."""
+
+    async def main() -> None:
+        client = AsyncOperatorClient("op", "v1", own_redis.url, backend_pool_limit=2)
+        _, waits = await wait_for(client, 3)
+        await (await client.attach("id")).ready()
+        own_redis.pause()
+        looks: list[asyncio.Task[Any]] = []
+        looks += [asyncio.create_task((await client.attach("id")).ready()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        looks += [asyncio.create_task((await client.attach("id")).state()) for _ in range(2)]
+        looks += [asyncio.create_task((await client.attach("id")).forget()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await client.aclose()
+        outcomes = await asyncio.gather(*looks, waits, return_exceptions=True)
+        assert time.monotonic() - began < 0.5
+        assert [type(outcome) for outcome in outcomes] == [ClientClosedError] * 7
+        own_redis.resume()
+        with open_redis(own_redis.url) as server:
+            await eventually(lambda: not any(connections(server).values()), within=1)
+
+    asyncio.run(main())

@@ -1,6 +1,7 @@
 """What becomes ready in the same turn of a loop goes out together."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -12,6 +13,8 @@ from sandai.op.transport import Limiter, RedisConnector, TransportError
 from ._pool import LoopPool
 from ._redis import LoopConnection
 from ._turns import spawn
+
+logger = logging.getLogger("sandai.op.aio")
 
 
 class Entry:
@@ -110,12 +113,14 @@ class Flusher:
             self._acquiring, self._in_line = None, False
             if self._queued:
                 self._start()
-        if not task.cancelled():
-            task.exception()  # the entries were told
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The entries were told, but not by whose fault.
+            logger.error("%s failed unexpectedly", self._name, exc_info=error)
 
     def _stop_if_unwanted(self) -> None:
         if not self._queued and self._in_line and self._acquiring is not None:
-            self._acquiring.cancel()
+            with suppress(RuntimeError):  # its loop is closed
+                self._acquiring.cancel()
 
     def _expire(self, entry: Entry) -> None:
         if entry in self._queued:

@@ -86,9 +86,7 @@ class LoopHub:
         """Stop waiting; return the tasks still waited for, the others are being told."""
         given_up = self._table.discard(task_ids, waiter)
         if self._push.line is not None and not self._closing:
-            # A coroutine that is collected with its loop does not run on one.
-            with suppress(RuntimeError):
-                self._push.line.flush_soon()
+            self._push.line.flush_soon()
         return given_up
 
     @property
@@ -161,7 +159,6 @@ class LoopHub:
             if len(self._table):
                 idle_since = now
             if now - idle_since >= IDLE_SECONDS:
-                # No await between here and the end: nobody comes in between.
                 self._push.close()
                 await self._apply_changes()
                 if not len(self._table):

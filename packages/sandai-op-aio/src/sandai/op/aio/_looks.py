@@ -132,4 +132,5 @@ class WorkerLooks:
             await self._workers.run(partial(self._backend.delete, task_ids), patience)
 
     def close(self) -> None:
-        """Nothing is kept open here."""
+        """Let the worker threads end; calls under way are made."""
+        self._workers.close()

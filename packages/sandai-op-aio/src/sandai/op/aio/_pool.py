@@ -11,6 +11,7 @@ from weakref import ref
 
 from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
+from ._ending import end
 from ._redis import LoopConnection, open_connection
 from ._turns import call_on, spawn
 
@@ -101,12 +102,14 @@ class LoopPool:
         #: Leases of coroutines that were collected; their finalizers may not lock.
         self.dropped: deque[Lease] = deque()
         self._tidying: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = self._ended = False
 
     # For the loop.
 
     def try_acquire(self) -> Lease | None:
         """Return a lease if a permit is free and nobody is queued for it."""
+        if self._ended:
+            return None
         granted, connection = self.limiter.try_acquire(self)
         return self._lease(connection) if granted else None
 
@@ -123,7 +126,13 @@ class LoopPool:
         return None
 
     async def acquire(self) -> Lease:
-        """Return a lease when it is our turn; cancel to leave the queue."""
+        """
+        Return a lease when it is our turn; cancel to leave the queue.
+
+        Raises :class:`TransportError` when the pool's users are not wanted any more.
+        """
+        if self._ended:
+            raise self._ended_error()
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
 
@@ -132,8 +141,7 @@ class LoopPool:
                 granted.set_result(None)
 
         def tell(ticket: "Future[Any]") -> None:
-            # Cancelled by close() too: who waits is told that it is in vain.
-            if not call_on(loop, wake) and not ticket.cancelled():
+            if not call_on(loop, wake):
                 self._hand_back(ticket)
 
         ticket = self.limiter.request(self)
@@ -148,7 +156,7 @@ class LoopPool:
             self._leave(ticket)
             raise
         if not self._claim(ticket):
-            raise TransportError("the connections have been closed")
+            raise self._ended_error()
         return self._lease(ticket.result())
 
     async def open(self, timeout: float | None) -> LoopConnection:
@@ -207,6 +215,7 @@ class LoopPool:
         self._close_idle(time.monotonic())
         if not busy:
             return
+        self._ended = True
         for ticket in list(self._tickets):
             self._leave(ticket)
         for lease in list(self._leases):
@@ -226,6 +235,10 @@ class LoopPool:
         self._leases.add(lease)
         watch(self)
         return lease
+
+    @staticmethod
+    def _ended_error() -> TransportError:
+        return TransportError("its last client was closed")
 
     def _claim(self, ticket: "Future[Any]") -> bool:
         try:
@@ -256,9 +269,7 @@ class LoopPool:
         return self.limiter.idle_count(self) > 0
 
     def _end(self, connection: LoopConnection) -> None:
-        connection.shut()
-        if not call_on(self._loop(), connection.close):
-            connection.close()
+        end(connection, self._loop())
 
     def _tidy_up(self) -> None:
         if self._tidying is None or self._tidying.done():

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from weakref import ref
 
 from redis.exceptions import RedisError
 
@@ -54,6 +55,8 @@ class PushLine:
         on_documents: OnDocuments,
         on_end: Callable[[], None],
     ) -> None:
+        # Weakly: who waits on a closed loop must not keep it.
+        self._loop = ref(asyncio.get_running_loop())
         self._backend = backend
         self._table = table
         self._lease = lease
@@ -97,9 +100,11 @@ class PushLine:
 
     def flush_soon(self) -> None:
         """Write what has changed in the table, together with what changes in this turn."""
-        if not self._flush_comes:
+        loop = self._loop()
+        # A coroutine that is collected with its loop may come by here, in any thread.
+        if not self._flush_comes and loop is not None and not loop.is_closed():
             self._flush_comes = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop.call_soon(self._flush)
 
     def flush_deletions(self) -> None:
         """Write deletions at once, and the rest of the changes if they are few."""

@@ -44,6 +44,11 @@ class LoopConnection:
         connection.socket_timeout = None
 
     @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self.redis._writer is None
+
+    @property
     def usable(self) -> bool:
         """Whether an idle connection is still open and in step."""
         reader, writer = self.redis._reader, self.redis._writer

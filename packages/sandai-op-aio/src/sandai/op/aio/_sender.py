@@ -37,11 +37,15 @@ class Sender(Protocol):
 
 def sender_of(broker: Broker) -> Sender:
     """Return the running loop's sender for a broker."""
-    if not isinstance(broker, RedisBroker):
-        return WorkerSender(broker)
     loop = asyncio.get_running_loop()
-    sender = broker.sender(loop, lambda: RedisSender(broker, loop))
-    assert isinstance(sender, RedisSender)
+
+    def make() -> RedisSender | WorkerSender:
+        return (
+            RedisSender(broker, loop) if isinstance(broker, RedisBroker) else WorkerSender(broker)
+        )
+
+    sender = broker.sender(loop, make)
+    assert isinstance(sender, RedisSender | WorkerSender)
     return sender
 
 
@@ -151,3 +155,11 @@ class WorkerSender:
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Connect and ask for the queue."""
         await self._workers.run(partial(self._broker.ping, message, timeout=timeout), patience)
+
+    def statistics(self) -> LimiterStatistics:
+        """Return the budget's."""
+        return self._broker.limiter.statistics()
+
+    def close(self) -> None:
+        """Let the worker threads end, in any thread; calls under way are made."""
+        self._workers.close()

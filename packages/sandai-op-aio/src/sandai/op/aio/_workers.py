@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sandai.op.transport import Limiter
+from sandai.op.transport import Limiter, TransportError
 
 from ._turns import call_on
 
@@ -21,7 +21,7 @@ class Workers:
     """
     Run a shared resource's blocking calls; never on the loop's default executor.
 
-    One pool of threads a resource, for all loops. It ends with the resource.
+    One pool of threads a resource, for all loops. It ends when that is closed.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -36,6 +36,10 @@ class Workers:
             if workers is None:
                 workers = _workers[resource] = cls(limiter)
             return workers
+
+    def close(self) -> None:
+        """Let the threads end; what is under way is finished, what is queued is not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, call: Callable[..., Any], patience: float) -> Any:
         """
@@ -52,8 +56,11 @@ class Workers:
 
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        # In the caller's context: receivers of Celery's signals look at it.
-        job = self._threads.submit(copy_context().run, work)
+        try:
+            # In the caller's context: receivers of Celery's signals look at it.
+            job = self._threads.submit(copy_context().run, work)
+        except RuntimeError as error:
+            raise TransportError("its last client was closed") from error
 
         def wake() -> None:
             if not done.done():
@@ -68,6 +75,8 @@ class Workers:
             timer.cancel()
             job.cancel()
         if job.cancelled():
+            if time.monotonic() < deadline:
+                raise TransportError("its last client was closed")
             raise self._limiter.timeout_error(patience)
         return job.result()
 

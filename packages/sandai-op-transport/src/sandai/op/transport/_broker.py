@@ -1,6 +1,6 @@
 """What every broker offers, and the choice of one for a URL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from attrs import frozen
 
 from sandai.op.models import OperatorError
 
+from ._backend import Reader
 from ._config import BrokerKey
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
@@ -47,6 +48,13 @@ class Broker(Protocol):
 
         A *timeout* (seconds) shorter than the I/O timeout takes its place. Raises
         what :meth:`send` returns.
+        """
+
+    def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
+        """
+        Return what *owner*, an event loop, sends with; made once, closed with the broker.
+
+        *owner* is held weakly.
         """
 
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
 """Every broker that is not Redis, through kombu; for threads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,6 +9,7 @@ from celery import Celery
 from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
 
 from ._app import broker_app
+from ._backend import Reader
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
@@ -16,6 +17,7 @@ from ._kombu_connection import Line, LineOpener
 from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
 from ._pool import ConnectionPool
+from ._readers import Readers
 
 
 class KombuBroker:
@@ -34,6 +36,7 @@ class KombuBroker:
         self.messages = MessageFactory(self._app, key.task_serializer)
         self._opener = LineOpener(key)
         self._pool: ConnectionPool[Line] = ConnectionPool(self.limiter, self._opener)
+        self._senders = Readers()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
@@ -71,6 +74,10 @@ class KombuBroker:
             except Exception as error:
                 raise self._opener.failure(error, maybe_done=False) from error
 
+    def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
+        """Return the one sender of *owner*."""
+        return self._senders.get(owner, make)
+
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
         """Hold a permit for a connection of Celery's own."""
         return self._pool.permit(acquire_timeout)
@@ -81,6 +88,7 @@ class KombuBroker:
 
     def close(self) -> None:
         """Close idle connections now, busy ones when their call ends."""
+        self._senders.close()
         self._pool.close()
 
     def _publish(self, line: Line, message: TaskMessage) -> None:

@@ -97,11 +97,7 @@ class RedisBroker:
                 raise self.connector.failure(reply, maybe_done=False)
 
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
-        """
-        Return what an event loop, *owner*, sends with; made once and closed with the broker.
-
-        *owner* is held weakly.
-        """
+        """Return the one sender of *owner*."""
         return self._senders.get(owner, make)
 
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
