@@ -1,5 +1,6 @@
 """The boundary, faked: a small Redis server in a thread."""
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ class RespServer:
                 client = self._listener.accept()[0]
                 with self._lock:
                     self._clients[client] = set()
-                    self.most = max(self.most, len(self._clients))
+                    self.most = max(self.most, sum(map(_connected, self._clients)))
                 thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -129,6 +130,15 @@ class RespServer:
 
 def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def _connected(client: socket.socket) -> bool:
+    """Return whether the other side has not ended it; our thread may not have noticed yet."""
+    if client.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(client, getattr(select, "POLLRDHUP", select.POLLHUP))
+    return not poll.poll(0)
 
 
 @pytest.fixture

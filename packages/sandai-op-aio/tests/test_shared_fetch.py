@@ -100,8 +100,9 @@ def test_several_loops() -> None:
     assert len(fetched) == 1
 
 
-def test_the_leaders_loop_is_closed() -> None:
-    """Who waits for a loop that is closed notices, and fetches."""
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "stopped"])
+def test_the_leaders_loop_stops(closed: bool) -> None:
+    """Who waits for a loop that runs no more notices, and fetches."""
     shared: SharedFetch[int] = SharedFetch()
     loop = asyncio.new_event_loop()
 
@@ -111,16 +112,28 @@ def test_the_leaders_loop_is_closed() -> None:
 
     task = loop.create_task(shared.get(stuck))
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
-    loop.run_until_complete(asyncio.sleep(0.01))
+    begun, over = threading.Event(), threading.Event()
+
+    def lead() -> None:
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.call_soon(begun.set)
+        loop.run_until_complete(asyncio.to_thread(over.wait, 10))
+        if closed:
+            loop.close()
 
     async def fetch() -> int:
         return 2
 
     async def main() -> int:
         asking = asyncio.create_task(shared.get(fetch))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         assert not asking.done()
-        loop.close()
+        over.set()
         return await asyncio.wait_for(asking, 5)
 
-    assert asyncio.run(main()) == 2
+    with ThreadPoolExecutor(1) as threads:
+        leading = threads.submit(lead)
+        assert begun.wait(5)
+        assert asyncio.run(main()) == 2
+        leading.result(5)
+    loop.close()

@@ -66,6 +66,35 @@ def test_abandoned_leases_are_drained_by_the_thread() -> None:
     assert called.wait(10)
 
 
+def test_release_now() -> None:
+    """Who may not block has a release made at once, in the one thread, also as that ends."""
+    for _ in range(50):
+        called = threading.Event()
+        names: list[str] = []
+
+        def release(called: threading.Event = called, names: list[str] = names) -> None:
+            names.append(threading.current_thread().name)
+            called.set()
+
+        _janitor.release_now(release)
+        assert called.wait(10)
+        assert names == ["sandai-op-janitor"]
+
+
+def test_release_now_wakes_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait until the thread comes round again."""
+    monkeypatch.setattr(_janitor, "_INTERVAL", 30.0)
+    tended = Tended(100)
+    _janitor.watch(tended)
+    thread = running()
+    while tended.left > 0:
+        called = threading.Event()
+        _janitor.release_now(called.set)
+        assert called.wait(10)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_failing_release(caplog: pytest.LogCaptureFixture) -> None:
     """An abandoned lease that cannot be given back hinders nobody, and says no secret."""
     called = []
@@ -88,10 +117,13 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
+    called: list[int] = []
     tended = Tended(2)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         _janitor.watch(tended)
+        _janitor.release_now(lambda: called.append(1))
+    assert called == [1]
     assert _janitor._thread is None
     _janitor.watch(tended)
     running().join(10)

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 from celery import Celery
@@ -37,7 +38,7 @@ from ._handle import AsyncTaskHandle
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._submitter import Artifacts, Options, Submitter
-from ._workers import in_thread
+from ._turns import call_on
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -241,9 +242,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         if not self._closed:
             self._closed = True
             self._results.end_waits()
-            # In a thread: brokers that are not Redis say goodbye, which blocks. And
-            # it happens even when whoever closes is cancelled.
-            await in_thread(self._transport.release, "close")
+            await self._release()
             # A turn for the sockets of this loop.
             await asyncio.sleep(0)
 
@@ -262,6 +261,21 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             # At last, since it raises where warnings are errors.
             if not sys.is_finalizing():
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
+
+    async def _release(self) -> None:
+        # Elsewhere: brokers that are not Redis say goodbye, which blocks. And it
+        # happens even when whoever closes is cancelled.
+        loop = asyncio.get_running_loop()
+        released: asyncio.Future[Exception | None] = loop.create_future()
+
+        def tell(error: Exception | None) -> None:
+            if not released.done():
+                released.set_result(error)
+
+        self._transport.release_elsewhere(lambda error: call_on(loop, partial(tell, error)))
+        error = await released
+        if error is not None:
+            raise error
 
     async def _wait(self, task_id: str, timeout: float | None, deadline: float) -> ResultDocument:
         document = await self._results.wait(

@@ -4,6 +4,8 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from sandai.op.transport import ResultDocument
 
@@ -11,30 +13,32 @@ from ._turns import call_on
 
 #: Seconds; a timer is set for at most so long, and then again.
 _LONGEST = 3600.0
+#: Waits that are ended before others get their turn.
+_ENDED = 50
 
 
 class Mailbox:
     """
     A waiter of the table for one coroutine and any number of tasks.
 
-    The hub of its loop delivers; :meth:`fail` ends the wait with an error, from
-    any thread.
+    The hub of its loop delivers; :meth:`fail` ends the wait with an error. All in
+    the loop's thread.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._items: deque[ResultDocument | Exception] = deque()
         self._waiting: asyncio.Future[None] | None = None
 
     def deliver(self, document: ResultDocument) -> None:
-        """Hand over a document, in the loop's thread."""
+        """Hand over a document."""
         self._items.append(document)
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """End the wait with *error*."""
         self._items.append(error)
-        call_on(self._loop, self._wake)
+        self._wake()
 
     async def get(self, deadline: float) -> ResultDocument | None:
         """
@@ -46,10 +50,10 @@ class Mailbox:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return None
-            waiting = self._waiting = self._loop.create_future()
+            waiting = self._waiting = self.loop.create_future()
             timer = None
             if remaining < math.inf:
-                timer = self._loop.call_later(min(remaining, _LONGEST), self._wake)
+                timer = self.loop.call_later(min(remaining, _LONGEST), self._wake)
             try:
                 await waiting
             finally:
@@ -68,6 +72,24 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+
+def fail_all(mailboxes: Iterable[Mailbox], error: Callable[[], Exception]) -> None:
+    """End waits, each on its loop and not all in one turn; for any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, deque[Mailbox]] = {}
+    for mailbox in mailboxes:
+        by_loop.setdefault(mailbox.loop, deque()).append(mailbox)
+    for loop, own in by_loop.items():
+        call_on(loop, partial(_fail_some, loop, own, error))
+
+
+def _fail_some(
+    loop: asyncio.AbstractEventLoop, mailboxes: deque[Mailbox], error: Callable[[], Exception]
+) -> None:
+    for _ in range(min(_ENDED, len(mailboxes))):
+        mailboxes.popleft().fail(error())
+    if mailboxes:
+        loop.call_soon(_fail_some, loop, mailboxes, error)
 
 
 def deadline_after(timeout: float | None) -> float:

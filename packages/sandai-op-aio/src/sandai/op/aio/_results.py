@@ -22,7 +22,7 @@ from sandai.op.transport import (
 )
 
 from ._hub import LoopHub
-from ._mailbox import Mailbox, deadline_after
+from ._mailbox import Mailbox, deadline_after, fail_all
 from ._turns import Breath
 
 R = TypeVar("R")
@@ -60,7 +60,11 @@ class ResultReader:
     def hub(self) -> LoopHub:
         """The running loop's hub of this process's backend."""
         backend, loop = self._transport.backend, asyncio.get_running_loop()
-        hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+        try:
+            hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+        except TransportError:
+            self.check_open()
+            raise
         assert isinstance(hub, LoopHub)
         return hub
 
@@ -165,8 +169,7 @@ class ResultReader:
     def end_waits(self) -> None:
         """End this client's waits, on all loops, with :class:`ClientClosedError`."""
         self._closed = True
-        for mailbox in list(self._mailboxes):
-            mailbox.fail(self._closed_error())
+        fail_all(list(self._mailboxes), self._closed_error)
 
     @contextmanager
     def _mailbox(self) -> Iterator[Mailbox]:

@@ -11,7 +11,7 @@ from ._turns import call_on
 
 V = TypeVar("V")
 
-#: Seconds after which it is seen that the loop of whoever fetches is closed.
+#: Seconds after which it is seen that the loop of whoever fetches does not run.
 _CHECK_INTERVAL = 1.0
 
 
@@ -20,7 +20,8 @@ class SharedFetch(Generic[V]):
     Fetch once, however many ask at a time; keep the value.
 
     Those who came while a fetch was under way share its outcome. A failure is
-    not kept; when the one who fetches is cancelled, another takes over.
+    not kept; when the one who fetches is cancelled, or its loop stops, another
+    takes over.
     """
 
     def __init__(self) -> None:
@@ -72,8 +73,8 @@ class _Flight:
 
     @property
     def stranded(self) -> bool:
-        """Whether it will not land: its loop is closed."""
-        return self._loop.is_closed()
+        """Whether it may not land: its loop does not run, for now or for good."""
+        return not self._loop.is_running()
 
     def follow(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
         """Return a future that ends with the flight; under the lock."""
@@ -95,7 +96,7 @@ def _end(landed: "asyncio.Future[None]") -> None:
 
 
 async def _either(landed: "asyncio.Future[None]") -> None:
-    """Wait until it has landed, but not so long that a closed loop goes unnoticed."""
+    """Wait until it has landed, but not so long that a stopped loop goes unnoticed."""
     try:
         async with asyncio.timeout(_CHECK_INTERVAL):
             await landed

@@ -1,10 +1,11 @@
 """Worker threads for brokers and backends that block, as many as their connections."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -81,29 +82,10 @@ class Workers:
         return job.result()
 
 
-def in_thread(call: Callable[[], object], name: str) -> "asyncio.Future[None]":
-    """Make a call in a thread of its own; it is made whatever becomes of who waits for it."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    job: Future[None] = Future()
+def _after_fork_in_child() -> None:
+    global _lock, _workers
+    _lock, _workers = threading.Lock(), WeakKeyDictionary()
 
-    def work() -> None:
-        try:
-            call()
-        except BaseException as error:
-            job.set_exception(error)
-        else:
-            job.set_result(None)
-        call_on(loop, finish)
 
-    def finish() -> None:
-        if done.done():
-            return
-        error = job.exception()
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name=f"sandai-op-{name}", daemon=True).start()
-    return done
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -97,7 +97,11 @@ class ResultReader:
     def hub(self) -> ResultHub:
         """The hub of this process's backend."""
         backend = self._transport.backend
-        hub = backend.reader(_ALL_THREADS, lambda: ResultHub(backend))
+        try:
+            hub = backend.reader(_ALL_THREADS, lambda: ResultHub(backend))
+        except TransportError:
+            self.check_open()
+            raise
         assert isinstance(hub, ResultHub)
         return hub
 
@@ -216,7 +220,7 @@ class ResultReader:
         With a *keeper* only as long as that object lives; it is held weakly.
         """
         hub = self.hub
-        waiter = _Callback(protocol.check_task_id(task_id), callback, self._callbacks)
+        waiter = _Callback(hub, protocol.check_task_id(task_id), callback, self._callbacks)
         self._callbacks.add(waiter)
         if keeper is not None:
 
@@ -273,7 +277,7 @@ class ResultReader:
 
     def _drop(self, waiter: "_Callback") -> None:
         self._callbacks.discard(waiter)
-        self.hub.unwatch([waiter.task_id], waiter)
+        waiter.hub.unwatch([waiter.task_id], waiter)
 
     def _guarded(self, call: Callable[..., R], task_ids: Sequence[str]) -> R:
         try:
@@ -292,10 +296,12 @@ class _Callback:
 
     def __init__(
         self,
+        hub: ResultHub,
         task_id: str,
         function: Callable[[ResultDocument], None],
         callbacks: "set[_Callback]",
     ) -> None:
+        self.hub = hub
         self.task_id = task_id
         self._function = function
         self._callbacks = callbacks

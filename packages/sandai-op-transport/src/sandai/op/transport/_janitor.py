@@ -2,7 +2,8 @@
 The janitor: one small thread that closes idle connections and ends with them.
 
 It also drains the leases of clients that were garbage-collected unclosed:
-their finalizers may neither lock nor do I/O, so they only leave a note.
+their finalizers may neither lock nor do I/O, so they only leave a note. And it
+releases those of clients that close on an event loop, which may not block.
 """
 
 import logging
@@ -28,28 +29,32 @@ _lock = threading.Lock()
 _tended: "WeakSet[Tended]" = WeakSet()
 _thread: threading.Thread | None = None
 _abandoned: "SimpleQueue[Callable[[], None]]" = SimpleQueue()
+_woken = threading.Event()
 
 
 def watch(pool: Tended) -> None:
     """Tend *pool* until it says that nothing is idle any more."""
-    global _thread
     # Always under the lock: the janitor may be about to let go of this pool,
     # having seen it without the connection that became idle just now.
     with _lock:
         _tended.add(pool)
-        if _thread is None:
-            thread = threading.Thread(target=_run, name="sandai-op-janitor", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                # No thread to be had (the interpreter is leaving): next time.
-                return
-            _thread = thread
+        _running()  # else, as the interpreter leaves, next time
 
 
 def abandon(release: Callable[[], None]) -> None:
     """Have *release* called soon, outside any finalizer. Takes no lock, does no I/O."""
     _abandoned.put(release)
+
+
+def release_now(release: Callable[[], None]) -> None:
+    """Have *release* called at once in the janitor's thread; for who may not block."""
+    _abandoned.put(release)
+    with _lock:
+        running = _running()
+    if running:
+        _woken.set()
+    else:
+        drain()
 
 
 def drain() -> None:
@@ -68,14 +73,29 @@ def drain() -> None:
 
 def reset_after_fork() -> None:
     """Forget the parent's thread and locks."""
-    global _lock, _thread, _abandoned, _tended
+    global _lock, _thread, _abandoned, _tended, _woken
     _lock, _thread, _abandoned, _tended = threading.Lock(), None, SimpleQueue(), WeakSet()
+    _woken = threading.Event()
+
+
+def _running() -> bool:
+    """Start the thread if there is none; under the lock. Return whether there is one."""
+    global _thread
+    if _thread is None:
+        thread = threading.Thread(target=_run, name="sandai-op-janitor", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False  # the interpreter is leaving
+        _thread = thread
+    return True
 
 
 def _run() -> None:
     global _thread
     while True:
-        time.sleep(_INTERVAL)
+        _woken.wait(_INTERVAL)
+        _woken.clear()
         drain()
         now = time.monotonic()
         with _lock:
@@ -85,6 +105,6 @@ def _run() -> None:
             for pool in pools:
                 if pool not in idle and not pool.tend(now):
                     _tended.discard(pool)
-            if not _tended:
+            if not _tended and _abandoned.empty():
                 _thread = None
                 return

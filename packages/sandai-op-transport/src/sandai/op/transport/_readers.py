@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from attrs import frozen
 
 from ._backend import Reader
+from ._errors import TransportError
 
 
 @frozen
@@ -28,14 +29,18 @@ class Readers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_owner: WeakKeyDictionary[Any, Reader] = WeakKeyDictionary()
+        self._closed = False
 
     def get(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """
         Return the reader of *owner*, made by *make* the first time.
 
-        *owner* is held weakly: an event loop, or a module's own object.
+        *owner* is held weakly: an event loop, or a module's own object. Raises
+        :class:`TransportError` after :meth:`close`.
         """
         with self._lock:
+            if self._closed:
+                raise TransportError("its last client was closed")
             reader = self._by_owner.get(owner)
             if reader is None:
                 reader = self._by_owner[owner] = make()
@@ -48,8 +53,9 @@ class Readers:
         return tuple(reader.statistics() for reader in readers)
 
     def close(self) -> None:
-        """Close every reader."""
+        """Close every reader; from now on there are none."""
         with self._lock:
+            self._closed = True
             readers = list(self._by_owner.values())
             self._by_owner.clear()
         for reader in readers:

@@ -143,6 +143,23 @@ class Transport:
         finally:
             self._broker.release()
 
+    def release_elsewhere(self, done: Callable[[Exception | None], object]) -> None:
+        """
+        Give both leases back in another thread, the janitor's; for event loops.
+
+        Calls *done* there with the error, if any.
+        """
+
+        def release() -> None:
+            error = None
+            try:
+                self.release()
+            except Exception as failed:
+                error = failed
+            done(error)
+
+        _janitor.release_now(release)
+
     def abandon(self) -> None:
         """Have the leases given back soon; for finalizers: no lock, no I/O."""
         _janitor.abandon(self.release)
