@@ -15,6 +15,7 @@ from typing import Any
 from weakref import ref
 
 import redis
+from hiredis import pack_command
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -78,7 +79,9 @@ class LoopConnection:
         writer = self.redis._writer
         if writer is None or writer.transport.is_closing():
             raise redis.ConnectionError("the connection is closed")
-        writer.write(b"".join(self.redis.pack_commands(commands)))
+        # As redis-py does for threads; its asyncio connections pack in Python.
+        packed = [pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub says a tuple of one
+        writer.write(b"".join(packed))
 
     @property
     def unwritten(self) -> int:

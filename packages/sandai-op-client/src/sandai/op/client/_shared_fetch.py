@@ -28,6 +28,9 @@ class SharedFetch(Generic[V]):
 
     def get(self, fetch: Callable[[], V]) -> V:
         """Return the value, or raise what *fetch* raised."""
+        known = self._value
+        if known is not None:
+            return known
         if self._process != os.getpid():
             # A forked child: whoever fetched, or held the lock, stayed behind.
             self._reset()

@@ -3,7 +3,6 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable
 from uuid import uuid4
 
 from celery import Celery
@@ -11,42 +10,34 @@ from kombu.utils import json as kombu_json
 
 from sandai.op.models import InvalidTaskError
 
-from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
+from ._message import MessageFactory, TaskMessage, new_id, someone_listens_before_publish
 
 #: Redis refuses strings beyond 512 MB (``proto-max-bulk-len``).
 MAX_BYTES = 512 * 1024 * 1024
-_BODY, _ID, _ROOT, _PARENT, _REPR, _TAG, _REPLY_TO = (
-    f"<{name}-{uuid4()}>" for name in ("body", "id", "root", "parent", "repr", "tag", "reply_to")
-)
-_PLACES = re.compile(
-    "|".join(f'"{re.escape(p)}"' for p in (_BODY, _ID, _ROOT, _PARENT, _REPR, _TAG, _REPLY_TO))
-)
-
-Stamp = Callable[[TaskMessage], str]
-_STAMPS: dict[str, Stamp] = {
-    f'"{_BODY}"': lambda message: f'"{b64encode(message.body).decode()}"',
-    f'"{_ID}"': lambda message: f'"{message.task_id}"',
-    f'"{_ROOT}"': lambda message: json.dumps(message.root_id),
-    f'"{_PARENT}"': lambda message: json.dumps(message.parent_id),
-    f'"{_REPR}"': lambda message: json.dumps(message.kwargsrepr),
-    f'"{_TAG}"': lambda message: f'"{uuid4()}"',
-    f'"{_REPLY_TO}"': lambda message: json.dumps(message.reply_to),
+#: What differs from task to task, and what stands in its place in a template.
+_PLACES = {
+    f"<{name}-{uuid4()}>": name
+    for name in ("body", "id", "root_id", "parent_id", "repr", "tag", "reply_to")
 }
+_PLACE = re.compile("|".join(f'"{re.escape(place)}"' for place in _PLACES))
+_PLACE_OF = {name: place for place, name in _PLACES.items()}
+#: Quotes a string as ``json.dumps`` does.
+_quoted = json.JSONEncoder().encode
 
 
 class EnvelopeRenderer:
     """
     Render messages as kombu's Redis transport does, key by key.
 
-    The text of an envelope is the same for every task of a queue but for six
-    places; it is rendered once and cut there.
+    The text of an envelope is the same for every task of a queue but for a few
+    places; it is rendered once, as a template with these places open.
     """
 
     def __init__(self, messages: MessageFactory, app: Celery) -> None:
         self._messages = messages
         mode = app.conf.task_default_delivery_mode
         self._delivery_mode = {"transient": 1, "persistent": 2}.get(mode, mode)
-        self._templates: dict[tuple[str, str, str], list[str | Stamp]] = {}
+        self._templates: dict[tuple[str, str, str], str] = {}
 
     def render(self, message: TaskMessage, *, signals: bool = True) -> bytes:
         """
@@ -61,7 +52,15 @@ class EnvelopeRenderer:
             template = self._templates.get(key)
             if template is None:
                 template = self._templates[key] = self._cut(message)
-            text = "".join([part if isinstance(part, str) else part(message) for part in template])
+            text = template % {
+                "body": b64encode(message.body).decode("ascii"),
+                "id": message.task_id,
+                "root_id": _quoted(message.root_id),
+                "parent_id": _quoted(message.parent_id),
+                "repr": _quoted(message.kwargsrepr),
+                "tag": new_id(),
+                "reply_to": _quoted(message.reply_to),
+            }
         envelope = text.encode()
         if len(envelope) > MAX_BYTES:
             raise InvalidTaskError(
@@ -69,28 +68,28 @@ class EnvelopeRenderer:
             )
         return envelope
 
-    def _cut(self, message: TaskMessage) -> list[str | Stamp]:
+    def _cut(self, message: TaskMessage) -> str:
+        """Return the text of an envelope as a template for ``%``."""
+        place = _PLACE_OF
         headers = self._messages.headers(message) | {
-            "id": _ID,
-            "root_id": _ROOT,
-            "parent_id": _PARENT,
-            "kwargsrepr": _REPR,
+            "id": place["id"],
+            "root_id": place["root_id"],
+            "parent_id": place["parent_id"],
+            "kwargsrepr": place["repr"],
         }
-        properties: dict[str, object] = {"correlation_id": _ID, "reply_to": _REPLY_TO}
-        text = json.dumps(self._envelope(message, _BODY, _TAG, headers, properties))
-        parts: list[str | Stamp] = []
-        end = 0
-        for place in _PLACES.finditer(text):
-            parts += [text[end : place.start()], _STAMPS[place[0]]]
-            end = place.end()
-        return [*parts, text[end:]]
+        properties: dict[str, object] = {
+            "correlation_id": place["id"],
+            "reply_to": place["reply_to"],
+        }
+        envelope = self._envelope(message, place["body"], place["tag"], headers, properties)
+        return _PLACE.sub(_stamp, json.dumps(envelope).replace("%", "%%"))
 
     def _render_with_signal(self, message: TaskMessage) -> str:
         headers = self._messages.headers(message)
         properties = self._messages.properties(message)
         message = self._messages.before_publish(message, headers, properties)
         body = b64encode(message.body).decode()
-        envelope = self._envelope(message, body, str(uuid4()), headers, properties)
+        envelope = self._envelope(message, body, new_id(), headers, properties)
         try:
             # kombu's own encoder: a receiver may have put a date into the headers.
             return str(kombu_json.dumps(envelope))
@@ -119,3 +118,9 @@ class EnvelopeRenderer:
                 "delivery_tag": tag,
             },
         }
+
+
+def _stamp(place: re.Match[str]) -> str:
+    name = _PLACES[place[0][1:-1]]
+    # These need no quoting: ids of our own and base64.
+    return f'"%({name})s"' if name in ("body", "id", "tag") else f"%({name})s"
