@@ -56,8 +56,10 @@ def waiting(hub: LoopHub, *task_ids: str, delete: bool = False) -> Mailbox:
 
 async def got(mailbox: Mailbox, seconds: float = 5.0) -> str | None:
     """Return the id of the next task that ends."""
-    document = await mailbox.get(time.monotonic() + seconds)
-    return None if document is None else document.task_id
+    found = await mailbox.get(time.monotonic() + seconds)
+    for document in found[1:]:
+        mailbox.deliver(document)
+    return found[0].task_id if found else None
 
 
 @pytest.mark.asyncio

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from sandai.op.models import (
     BatchTaskResult,
     InvalidResultFormatError,
+    InvalidTaskError,
+    OperatorConnectionError,
     OperatorError,
     TaskExecutionError,
     TaskResult,
@@ -65,6 +67,23 @@ def test_what_was_not_submitted_is_not_waited_for() -> None:
     assert second == BatchTaskResult(1, "b", False, error=unsure)
     assert (third.submitted, third.success) == (False, False)
     assert isinstance(third.error, OperatorError)
+
+
+def test_what_became_of_a_submission() -> None:
+    """An id is waited for; an error is the result, with the id that it tells."""
+    reducer = BatchReducer()
+    refused = InvalidTaskError("tasks[1]", "no")
+    unsure = OperatorConnectionError("op", "v1", "it broke off", "c")
+    outcomes: list[str | Exception] = ["a", refused, unsure]
+    for index, queued in enumerate(outcomes):
+        reducer.expect_queued(index, queued)
+    assert [*reducer] == ["a"]
+    reducer.accept("a", TaskResult())
+    assert reducer.results() == [
+        BatchTaskResult(0, "a", True),
+        BatchTaskResult(1, None, False, error=refused),
+        BatchTaskResult(2, "c", False, error=unsure),
+    ]
 
 
 def test_all_errors() -> None:

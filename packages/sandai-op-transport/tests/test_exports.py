@@ -7,7 +7,7 @@ import types
 import sandai.op.transport as transport
 
 EXPORTS = """
-    Backend BackendKey BackendStatistics Broker BrokerKey BrokerStatistics Changes
+    Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics Changes
     ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
     DocumentDecoder Health HubStatistics IDLE_SECONDS Limiter LimiterStatistics MessageFactory
     OperatorApp Outage Outcome PENDING PushPlan PushPolicy PushRefused PushSession READY_STATES

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import msgpack
 import pytest
@@ -24,7 +25,7 @@ from sandai.op.transport import (
 )
 from sandai.op.transport._app import broker_app
 from sandai.op.transport._kombu_broker import KombuBroker
-from sandai.op.transport._message import describe_kwargs
+from sandai.op.transport._message import describe_kwargs, new_id
 from sandai.op.transport._redis_envelope import EnvelopeRenderer
 
 each_serializer = pytest.mark.parametrize("serializer", ["msgpack", "json"])
@@ -284,6 +285,16 @@ def test_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kwargs["meta"] == {"persistent-output": True}
     _, without = make(timeout=0)
     assert "deadline" not in without.raw_body[1]
+
+
+def test_ids() -> None:
+    """An id is a random UUID in its usual form, as Celery makes them."""
+    ids = {new_id() for _ in range(500)}
+    assert len(ids) == 500
+    for task_id in ids:
+        parsed = UUID(task_id)
+        assert str(parsed) == task_id
+        assert (parsed.version, parsed.variant) == (4, RFC_4122)
 
 
 def test_probe_and_description() -> None:

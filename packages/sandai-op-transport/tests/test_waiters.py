@@ -71,6 +71,24 @@ def test_other_states_settle_nothing(state: str) -> None:
     assert table.ids() == ["a"]
 
 
+def test_what_begins_together_is_kept_apart() -> None:
+    """Of tasks that were added in one call each has its own waiters."""
+    table, first, second = WaiterTable(), Waiting(), Waiting()
+    table.add(["a", "b", "c"], first, delete=False)
+    table.add(["b"], second, delete=True)
+    table.add(["c"], first, delete=True)
+    assert table.settle(done("a")) == [first]
+    assert table.settle(done("b")) == [first, second]
+    assert table.changes().delete == ["b"]
+    assert table.discard(["c"], second) == set()
+    assert table.settle(done("c")) == [first]
+    assert table.changes().delete == ["c"]
+    table.add(["d", "e"], first, delete=False)
+    assert table.discard(["d"], first) == {"d"}
+    assert table.discard(["d"], first) == set()
+    assert table.settle(done("e")) == [first]
+
+
 def test_many_waiters_of_one_task() -> None:
     """Ten wait, nine leave: the one left is told, and only then is the task left."""
     table, waiters = WaiterTable(), [Waiting() for _ in range(10)]

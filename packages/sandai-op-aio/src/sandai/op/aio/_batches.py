@@ -80,7 +80,18 @@ class BatchCalls:
         submission, and with a timeout of 0 what a single look raises.
         """
         self._results.check_open()
-        return await self._collect(submissions, timeout, self._results.deadline(timeout))
+        deadline = self._results.deadline(timeout)
+        reducer, breath = batch.BatchReducer(), Breath()
+        given: Iterable[object] = submissions
+        for number, submission in enumerate(given):
+            if not isinstance(submission, AsyncSubmittedTask):
+                kind = type(submission).__name__
+                reason = f"what batch_submit() returned was expected, not {kind}"
+                raise InvalidTaskError(f"submissions[{number}]", reason)
+            reducer.expect(submission.index, submission.task_id, submission.error)
+            if breath.due:
+                await breath()
+        return await self._results_of(reducer, timeout, deadline)
 
     async def batch_sync_detailed(
         self,
@@ -96,15 +107,15 @@ class BatchCalls:
 
         *timeout* is counted from the beginning of the call.
         """
+        self._results.check_open()
         deadline = self._results.deadline(timeout)
-        submissions = await self.batch_submit(
-            tasks,
-            priority=priority,
-            timeout=timeout,
-            cancel_key=cancel_key,
-            persistent_output=persistent_output,
-        )
-        return await self._collect(submissions, timeout, deadline)
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        reducer, breath = batch.BatchReducer(), Breath()
+        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+            reducer.expect_queued(index, queued)
+            if breath.due:
+                await breath()
+        return await self._results_of(reducer, timeout, deadline)
 
     async def batch_async(
         self,
@@ -144,19 +155,10 @@ class BatchCalls:
         )
         return [result.to_legacy_tuple() for result in results]
 
-    async def _collect(
-        self, submissions: Iterable[object], timeout: float | None, deadline: float
+    async def _results_of(
+        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
     ) -> list[BatchTaskResult]:
-        limit = self._results.wait_limit(timeout)
-        reducer, breath = batch.BatchReducer(), Breath()
-        for number, submission in enumerate(submissions):
-            if not isinstance(submission, AsyncSubmittedTask):
-                kind = type(submission).__name__
-                reason = f"what batch_submit() returned was expected, not {kind}"
-                raise InvalidTaskError(f"submissions[{number}]", reason)
-            reducer.expect(submission.index, submission.task_id, submission.error)
-            if breath.due:
-                await breath()
+        limit, breath = self._results.wait_limit(timeout), Breath()
 
         def accept(document: ResultDocument) -> None:
             reducer.accept_reply(document.task_id, document.reply)

@@ -25,31 +25,36 @@ class Mailbox:
     the loop's thread.
     """
 
+    __slots__ = ("__weakref__", "_documents", "_error", "_waiting", "loop")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._items: deque[ResultDocument | Exception] = deque()
+        self._documents: list[ResultDocument] = []
+        self._error: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
 
     def deliver(self, document: ResultDocument) -> None:
         """Hand over a document."""
-        self._items.append(document)
+        self._documents.append(document)
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """End the wait with *error*."""
-        self._items.append(error)
+        self._error = error
         self._wake()
 
-    async def get(self, deadline: float) -> ResultDocument | None:
+    async def get(self, deadline: float) -> list[ResultDocument]:
         """
-        Return the next document, or ``None`` at *deadline* (``time.monotonic()``).
+        Return the documents that have come; none at *deadline* (``time.monotonic()``).
 
-        Raises what :meth:`fail` was given.
+        Raises what :meth:`fail` was given, once what had come is taken.
         """
-        while not self._items:
+        while not self._documents:
+            if self._error is not None:
+                raise self._error
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                return None
+                break
             waiting = self._waiting = self.loop.create_future()
             timer = None
             if remaining < math.inf:
@@ -60,10 +65,8 @@ class Mailbox:
                 self._waiting = None
                 if timer is not None:
                     timer.cancel()
-        item = self._items.popleft()
-        if isinstance(item, Exception):
-            raise item
-        return item
+        documents, self._documents = self._documents, []
+        return documents
 
     def strand(self) -> None:
         """Let go of who waits: its loop is closed, and nothing else holds it."""

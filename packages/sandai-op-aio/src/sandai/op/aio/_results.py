@@ -1,8 +1,9 @@
 """Waiting for results on a loop: one, many, or a single look."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from sandai.op.models import (
@@ -78,8 +79,25 @@ class ResultReader:
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
-        found: list[ResultDocument] = []
-        await self.wait_many([task_id], timeout, found.append, delete=delete, deadline=deadline)
+        if timeout == 0:
+            found = await self._look_once([task_id], delete=delete)
+        else:
+            # Not by wait_many(): a hundred thousand may wait here, and each frame counts.
+            protocol.check_task_id(task_id)
+            deadline = deadline_after(timeout) if deadline is None else deadline
+            mailbox = self._open_mailbox()
+            try:
+                hub, own = self.hub, (task_id,)
+                hub.watch(own, mailbox, delete=delete)
+                try:
+                    found = await mailbox.get(deadline)
+                except BaseException:
+                    hub.unwatch(own, mailbox)
+                    raise
+                if not found and not hub.unwatch(own, mailbox):
+                    found = await mailbox.get(math.inf)  # see wait_many()
+            finally:
+                self._mailboxes.discard(mailbox)
         if found:
             return found[0]
         error = TaskTimeoutError(task_id, timeout)
@@ -93,44 +111,49 @@ class ResultReader:
         accept: Callable[[ResultDocument], None],
         *,
         delete: bool,
-        deadline: float | None = None,
+        deadline: float,
     ) -> None:
         """
         Give *accept* ready documents as they come, until all have or *timeout* is over.
 
-        A *deadline* (``time.monotonic()``) is that of a call that began before.
+        The *deadline* (``time.monotonic()``) is that of the call, which began before.
         """
+        breath = Breath()
         if timeout == 0:
-            await self._look_once(task_ids, accept, delete=delete)
+            for document in await self._look_once(task_ids, delete=delete):
+                accept(document)
+                if breath.due:
+                    await breath()
             return
         if not task_ids:
             return
         for task_id in task_ids:
             protocol.check_task_id(task_id)
-        deadline = deadline_after(timeout) if deadline is None else deadline
-        hub, breath = self.hub, Breath()
         open_ids = dict.fromkeys(task_ids)
-        with self._mailbox() as mailbox:
+        mailbox = self._open_mailbox()
+        try:
+            hub = self.hub
             try:
                 for chunk in _chunks(list(open_ids), _LOOK_KEYS):
                     hub.watch(chunk, mailbox, delete=delete)
                     await breath()
-                while open_ids:
-                    document = await mailbox.get(deadline)
-                    if document is None:
-                        break
-                    open_ids.pop(document.task_id, None)
-                    accept(document)
-                    if breath.due:
-                        await breath()
+                while open_ids and (found := await mailbox.get(deadline)):
+                    for document in found:
+                        open_ids.pop(document.task_id, None)
+                        accept(document)
+                        if breath.due:
+                            await breath()
             finally:
                 given_up = hub.unwatch(open_ids, mailbox) if open_ids else set()
             # What was settled at the last moment has been taken for us and is on
             # its way: nobody else will be told of it, however long that takes.
             late = open_ids.keys() - given_up
-            while late and (document := await mailbox.get(deadline_after(None))) is not None:
-                late.discard(document.task_id)
-                accept(document)
+            while late:
+                for document in await mailbox.get(math.inf):
+                    late.discard(document.task_id)
+                    accept(document)
+        finally:
+            self._mailboxes.discard(mailbox)
 
     async def look(self, task_id: str) -> ResultDocument:
         """
@@ -171,32 +194,23 @@ class ResultReader:
         self._closed = True
         fail_all(list(self._mailboxes), self._closed_error)
 
-    @contextmanager
-    def _mailbox(self) -> Iterator[Mailbox]:
+    def _open_mailbox(self) -> Mailbox:
         mailbox = Mailbox(asyncio.get_running_loop())
         self._mailboxes.add(mailbox)
-        try:
-            # After adding: end_waits() either finds the mailbox or is seen here.
-            self.check_open()
-            yield mailbox
-        finally:
+        # After adding: end_waits() either finds the mailbox or is seen here.
+        if self._closed:
             self._mailboxes.discard(mailbox)
+            raise self._closed_error()
+        return mailbox
 
-    async def _look_once(
-        self,
-        task_ids: Sequence[str],
-        accept: Callable[[ResultDocument], None],
-        *,
-        delete: bool,
-    ) -> None:
+    async def _look_once(self, task_ids: Sequence[str], *, delete: bool) -> list[ResultDocument]:
         ready = [document for document in await self.look_many(task_ids) if document.ready]
         if delete and ready:
             # A deletion that fails must not cost the results: they expire.
             with suppress(OperatorError, TimeoutError):
                 async with asyncio.timeout(_DELETING):
                     await self.forget([document.task_id for document in ready])
-        for document in ready:
-            accept(document)
+        return ready
 
     async def _guarded(self, call: Awaitable[R]) -> R:
         try:

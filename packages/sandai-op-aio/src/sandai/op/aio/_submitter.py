@@ -6,11 +6,13 @@ from typing import Any
 
 from celery._state import get_current_worker_task
 
-from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
+from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     Backend,
+    BatchSubmission,
     Broker,
     Config,
+    Outcome,
     RedisBackend,
     TaskBuilder,
     TaskControls,
@@ -55,19 +57,15 @@ class Submitter:
 
     async def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""
-        self._builder.check(controls)
         broker, reply_to = self._road()
-        prepared: list[TaskMessage | InvalidTaskError] = []
+        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls)
         breath = Breath()
-        for index, task in enumerate(self._builder.listed(tasks)):
-            prepared.append(self._builder.item(broker.messages, reply_to, index, task, controls))
-            if breath.due:
-                await breath()
-        failures = await self._send([item for item in prepared if isinstance(item, TaskMessage)])
-        return [
-            failures.get(item.task_id, item.task_id) if isinstance(item, TaskMessage) else item
-            for item in prepared
-        ]
+        while not batch.done:
+            while batch.prepare():
+                if breath.due:
+                    await breath()
+            batch.settle(await self._send(batch.messages))
+        return batch.outcomes
 
     def probe(self, timeout: float) -> TaskMessage:
         """Build a probe's message."""
@@ -92,32 +90,28 @@ class Submitter:
 
     async def send(self, message: TaskMessage) -> str:
         """Queue one message and return its id, or raise why it was not queued."""
-        for error in (await self._send([message])).values():
-            raise error
+        [outcome] = await self._send([message])
+        if outcome is not None:
+            raise self._builder.failure(message, outcome)
         return message.task_id
 
-    async def _send(self, messages: Sequence[TaskMessage]) -> dict[str, OperatorError]:
+    async def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
-            return {}
+            return []
         patience = self._config.pool_acquire_timeout
         try:
             await _before_submit(self._transport.backend, patience)
             outcomes = await sender_of(self._transport.broker).send(messages, patience=patience)
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
-        failures = {}
-        breath = Breath()
-        for message, outcome in zip(messages, outcomes, strict=True):
-            if breath.due:
-                await breath()
-            if outcome is not None:
-                failures[message.task_id] = self._builder.failure(message, outcome)
-            elif message.parent_id is not None and (task := get_current_worker_task()) is not None:
-                task.add_trail(self._attach(message.task_id))
+        if (task := get_current_worker_task()) is not None:
+            for message, outcome in zip(messages, outcomes, strict=True):
+                if outcome is None and message.parent_id is not None:
+                    task.add_trail(self._attach(message.task_id))
         if self._config.debug:
-            queued = len(messages) - len(failures)
+            queued = outcomes.count(None)
             logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
-        return failures
+        return outcomes
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to

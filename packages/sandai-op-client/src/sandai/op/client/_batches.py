@@ -69,7 +69,16 @@ class BatchCalls:
         submission, and with a timeout of 0 what a single look raises.
         """
         self._results.check_open()
-        return self._collect(submissions, timeout, self._results.deadline(timeout))
+        deadline = self._results.deadline(timeout)
+        reducer = batch.BatchReducer()
+        given: Iterable[object] = submissions
+        for number, submission in enumerate(given):
+            if not isinstance(submission, SubmittedTask):
+                kind = type(submission).__name__
+                reason = f"what batch_submit() returned was expected, not {kind}"
+                raise InvalidTaskError(f"submissions[{number}]", reason)
+            reducer.expect(submission.index, submission.task_id, submission.error)
+        return self._results_of(reducer, timeout, deadline)
 
     def batch_sync_detailed(
         self,
@@ -85,15 +94,14 @@ class BatchCalls:
 
         *timeout* is counted from the beginning of the call.
         """
+        self._results.check_open()
         deadline = self._results.deadline(timeout)
-        submissions = self.batch_submit(
-            tasks,
-            priority=priority,
-            timeout=timeout,
-            cancel_key=cancel_key,
-            persistent_output=persistent_output,
-        )
-        return self._collect(submissions, timeout, deadline)
+        controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        # Without handles: nobody sees them, and each costs as much as the task itself.
+        reducer = batch.BatchReducer()
+        for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
+            reducer.expect_queued(index, queued)
+        return self._results_of(reducer, timeout, deadline)
 
     def batch_async(
         self,
@@ -133,18 +141,10 @@ class BatchCalls:
         )
         return [result.to_legacy_tuple() for result in results]
 
-    def _collect(
-        self, submissions: Iterable[object], timeout: float | None, deadline: float
+    def _results_of(
+        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
     ) -> list[BatchTaskResult]:
-        limit = self._results.wait_limit(timeout)
-        reducer = batch.BatchReducer()
-        for number, submission in enumerate(submissions):
-            if not isinstance(submission, SubmittedTask):
-                kind = type(submission).__name__
-                reason = f"what batch_submit() returned was expected, not {kind}"
-                raise InvalidTaskError(f"submissions[{number}]", reason)
-            reducer.expect(submission.index, submission.task_id, submission.error)
-        delete = self.config.auto_forget_result
+        limit, delete = self._results.wait_limit(timeout), self.config.auto_forget_result
         documents = self._results.wait_many(list(reducer), limit, delete=delete, deadline=deadline)
         for document in documents:
             reducer.accept_reply(document.task_id, document.reply)

@@ -8,8 +8,10 @@ from celery._state import get_current_worker_task
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
+    BatchSubmission,
     Broker,
     Config,
+    Outcome,
     TaskBuilder,
     TaskControls,
     TaskMessage,
@@ -49,17 +51,13 @@ class Submitter:
 
     def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""
-        self._builder.check(controls)
         broker, reply_to = self._road()
-        prepared = [
-            self._builder.item(broker.messages, reply_to, index, task, controls)
-            for index, task in enumerate(self._builder.listed(tasks))
-        ]
-        failures = self._send([item for item in prepared if isinstance(item, TaskMessage)])
-        return [
-            failures.get(item.task_id, item.task_id) if isinstance(item, TaskMessage) else item
-            for item in prepared
-        ]
+        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls)
+        while not batch.done:
+            while batch.prepare():
+                pass
+            batch.settle(self._send(batch.messages))
+        return batch.outcomes
 
     def probe(self, timeout: float) -> TaskMessage:
         """Build a probe's message."""
@@ -86,13 +84,14 @@ class Submitter:
 
     def send(self, message: TaskMessage) -> str:
         """Queue one message and return its id, or raise why it was not queued."""
-        for error in self._send([message]).values():
-            raise error
+        [outcome] = self._send([message])
+        if outcome is not None:
+            raise self._builder.failure(message, outcome)
         return message.task_id
 
-    def _send(self, messages: Sequence[TaskMessage]) -> dict[str, OperatorError]:
+    def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
-            return {}
+            return []
         try:
             self._transport.backend.before_submit()
             outcomes = self._transport.broker.send(
@@ -100,16 +99,13 @@ class Submitter:
             )
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
-        failures = {}
         for message, outcome in zip(messages, outcomes, strict=True):
-            if outcome is not None:
-                failures[message.task_id] = self._builder.failure(message, outcome)
-            elif message.parent_id is not None:
+            if outcome is None and message.parent_id is not None:
                 get_current_worker_task().add_trail(self._attach(message.task_id))
         if self._config.debug:
-            queued = len(messages) - len(failures)
+            queued = outcomes.count(None)
             logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
-        return failures
+        return outcomes
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to

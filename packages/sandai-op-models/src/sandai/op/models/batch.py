@@ -22,9 +22,10 @@ class BatchReducer:
     submission handed in twice) fills them all.
     """
 
-    _places: list[BatchTaskResult | None] = field(factory=list, init=False)
-    #: Per id: the place's position in the batch, and the caller's index.
-    _waiting: dict[str, list[tuple[int, int]]] = field(factory=dict, init=False)
+    #: The results; while one is open, the caller's index stands in its place.
+    _places: list[BatchTaskResult | int] = field(factory=list, init=False)
+    #: The places of each id.
+    _waiting: dict[str, tuple[int, ...]] = field(factory=dict, init=False)
 
     def expect(self, index: int, task_id: str | None, error: Exception | None) -> None:
         """
@@ -37,8 +38,15 @@ class BatchReducer:
             fault = error or OperatorError("the task was not submitted")
             self._places.append(BatchTaskResult(index, task_id, False, error=fault))
             return
-        self._waiting.setdefault(task_id, []).append((len(self._places), index))
-        self._places.append(None)
+        self._waiting[task_id] = (*self._waiting.get(task_id, ()), len(self._places))
+        self._places.append(index)
+
+    def expect_queued(self, index: int, queued: str | Exception) -> None:
+        """Add the next place, of a task's id or of why it was not (certainly) submitted."""
+        if isinstance(queued, Exception):
+            self.expect(index, getattr(queued, "task_id", None), queued)
+        else:
+            self.expect(index, queued, None)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids still waited for."""
@@ -50,7 +58,9 @@ class BatchReducer:
 
     def accept(self, task_id: str, outcome: Outcome) -> None:
         """Fill the places of *task_id*; an id not waited for is ignored."""
-        for position, index in self._waiting.pop(task_id, ()):
+        for position in self._waiting.pop(task_id, ()):
+            index = self._places[position]
+            assert isinstance(index, int)
             if isinstance(outcome, TaskResult):
                 filled = BatchTaskResult(index, task_id, True, outcome.artifacts, outcome.results)
             else:
@@ -86,4 +96,4 @@ class BatchReducer:
         """
         if self._waiting:
             raise OperatorError(f"{len(self)} tasks are still waited for")
-        return [place for place in self._places if place is not None]
+        return [place for place in self._places if isinstance(place, BatchTaskResult)]

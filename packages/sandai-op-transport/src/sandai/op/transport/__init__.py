@@ -2,6 +2,7 @@
 
 from ._app import OperatorApp, client_app
 from ._backend import Backend, BackendStatistics, Reader
+from ._batch_submission import BatchSubmission
 from ._broker import Broker, BrokerStatistics, Outcome
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
@@ -35,6 +36,7 @@ __all__ = [
     "Backend",
     "BackendKey",
     "BackendStatistics",
+    "BatchSubmission",
     "Broker",
     "BrokerKey",
     "BrokerStatistics",

@@ -19,6 +19,14 @@ class TransportError(OperatorError, ConnectionError):
     def __str__(self) -> str:
         return self.reason
 
+    def for_unsent(self) -> "TransportError":
+        """Return the error of what was not even sent because of this one."""
+        if not self.maybe_done:
+            return self
+        error = TransportError(self.reason)
+        error.__cause__ = self.__cause__
+        return error
+
     def for_operator(
         self, operator_name: str, operator_version: str, task_id: str | None = None
     ) -> OperatorConnectionError:

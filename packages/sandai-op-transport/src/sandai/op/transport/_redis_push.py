@@ -96,8 +96,6 @@ class PushPlan:
 
     def finish(self, error: OperatorError | None = None) -> list[Outcome]:
         """Return every message's outcome; *error* is why the others were not sent."""
-        if isinstance(error, TransportError) and error.maybe_done:
-            certain = TransportError(error.reason)
-            certain.__cause__ = error.__cause__
-            error = certain
+        if isinstance(error, TransportError):
+            error = error.for_unsent()
         return [self._outcomes.get(position, error) for position in range(self._count)]

@@ -25,8 +25,24 @@ class Waiter(Protocol):
 @define(eq=False)
 class _Entry:
     since: float
-    #: waiter -> whether the result is to be deleted once read.
-    waiters: dict[Waiter, bool] = field(factory=dict)
+    #: waiter -> whether the result is to be deleted once read. One that holds a single
+    #: waiter may be shared by entries, as those of a batch are, and is never changed.
+    waiters: dict[Waiter, bool]
+
+    def add(self, waiter: Waiter, delete: bool) -> None:
+        if len(self.waiters) == 1:
+            self.waiters = dict(self.waiters)
+        self.waiters[waiter] = delete
+
+    def discard(self, waiter: Waiter) -> bool:
+        """Take *waiter* out; return whether it was there."""
+        if waiter not in self.waiters:
+            return False
+        if len(self.waiters) == 1:
+            self.waiters = {}
+        else:
+            del self.waiters[waiter]
+        return True
 
 
 @frozen
@@ -63,16 +79,17 @@ class WaiterTable:
         """Wait for tasks; *delete* has each result deleted once it is read."""
         with self._lock:
             now = time.monotonic()
+            alone = {waiter: delete}
             for task_id in task_ids:
                 entry = self._entries.get(task_id)
                 if entry is None:
                     self._joining[task_id] = None
-                    entry = self._entries[task_id] = _Entry(now)
+                    self._entries[task_id] = _Entry(now, alone)
                 else:
                     # A new wait is a young one, whoever waits already.
                     self._entries.move_to_end(task_id)
                     entry.since = now
-                entry.waiters[waiter] = delete
+                    entry.add(waiter, delete)
 
     def discard(self, task_ids: Iterable[str], waiter: Waiter) -> set[str]:
         """
@@ -84,7 +101,7 @@ class WaiterTable:
         with self._lock:
             for task_id in task_ids:
                 entry = self._entries.get(task_id)
-                if entry is None or entry.waiters.pop(waiter, None) is None:
+                if entry is None or not entry.discard(waiter):
                     continue
                 given_up.add(task_id)
                 if not entry.waiters:
