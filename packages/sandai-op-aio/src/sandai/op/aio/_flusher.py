@@ -32,8 +32,21 @@ class Entry:
         self.patience = patience
         #: The caller's, for what is called on its behalf.
         self.context = copy_context()
+        self._until = loop.time() + patience
+        self._timer: asyncio.TimerHandle | None = None
         #: The result and ``None``, or ``None`` and the error.
         self.outcome: asyncio.Future[tuple[Any, OperatorError | None]] = loop.create_future()
+
+    def arm(self, loop: asyncio.AbstractEventLoop, expire: Callable[["Entry"], None]) -> None:
+        """Have *expire* called when the patience is over, unless it is disarmed."""
+        if self.patience > 0 and self._timer is None:
+            self._timer = loop.call_at(self._until, expire, self)
+
+    def disarm(self) -> None:
+        """Forget the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def resolve(self, result: Any, error: OperatorError | None = None) -> None:
         """Tell the caller, if it is still there."""
@@ -87,14 +100,14 @@ class Flusher:
         entry = Entry(item, size, patience, loop)
         self._queued[entry] = None
         self._start()
-        timer = loop.call_later(patience, self._expire, entry) if patience > 0 else None
+        if self._in_line:
+            entry.arm(loop, self._expire)
         try:
             result, error = await entry.outcome
         finally:
-            if timer is not None:
-                timer.cancel()
-            self._queued.pop(entry, None)
-            self._stop_if_unwanted()
+            entry.disarm()
+            if self._queued.pop(entry, entry) is None:
+                self._stop_if_unwanted()
         if error is not None:
             raise error
         return result
@@ -145,6 +158,10 @@ class Flusher:
             if not self._queued:
                 return
             self._in_line = True
+            # Only now: as a rule there is a connection, and nobody waits for one.
+            loop = asyncio.get_running_loop()
+            for entry in self._queued:
+                entry.arm(loop, self._expire)
             try:
                 lease = await self.pool.acquire()
             except TransportError as error:  # closed

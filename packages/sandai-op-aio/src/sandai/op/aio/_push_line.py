@@ -189,12 +189,12 @@ class PushLine:
             self._on_end()
 
     async def _read(self) -> None:
-        responses = 0
         try:
             while True:
                 self._receive(await self._connection.read())
-                responses += 1
-                if responses % _MOST_RESPONSES == 0:
+                while ready := self._connection.read_ready(_MOST_RESPONSES):
+                    for response in ready:
+                        self._receive(response)
                     await asyncio.sleep(0)
         except (RedisError, OSError) as error:
             self._break(self._backend.connector.failure(error, maybe_done=False))

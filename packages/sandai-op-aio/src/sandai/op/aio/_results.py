@@ -14,6 +14,7 @@ from sandai.op.models import (
     protocol,
 )
 from sandai.op.transport import (
+    Backend,
     Config,
     ResultDocument,
     TaskBuilder,
@@ -24,7 +25,7 @@ from sandai.op.transport import (
 
 from ._hub import LoopHub
 from ._mailbox import Mailbox, deadline_after, fail_all
-from ._turns import Breath
+from ._turns import Breath, PerLoop
 
 R = TypeVar("R")
 
@@ -40,6 +41,7 @@ class ResultReader:
         self._config = config
         self._transport = transport
         self._builder = TaskBuilder(config)
+        self._hubs: PerLoop[Backend, LoopHub] = PerLoop(_hub_of)
         # No lock: adding, discarding and copying are atomic, and several loops do it.
         self._mailboxes: set[Mailbox] = set()
         self._closed = False
@@ -60,14 +62,11 @@ class ResultReader:
     @property
     def hub(self) -> LoopHub:
         """The running loop's hub of this process's backend."""
-        backend, loop = self._transport.backend, asyncio.get_running_loop()
         try:
-            hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+            return self._hubs.of(self._transport.backend)
         except TransportError:
             self.check_open()
             raise
-        assert isinstance(hub, LoopHub)
-        return hub
 
     async def wait(
         self, task_id: str, timeout: float | None, *, delete: bool, deadline: float | None = None
@@ -226,6 +225,13 @@ class ResultReader:
 
     def _closed_error(self) -> ClientClosedError:
         return ClientClosedError(self._config.operator_name, self._config.operator_version)
+
+
+def _hub_of(backend: Backend) -> LoopHub:
+    loop = asyncio.get_running_loop()
+    hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+    assert isinstance(hub, LoopHub)
+    return hub
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -21,8 +21,8 @@ from sandai.op.transport import (
     TransportError,
 )
 
-from ._sender import sender_of
-from ._turns import Breath
+from ._sender import Sender, sender_of
+from ._turns import Breath, PerLoop
 from ._workers import Workers
 
 logger = logging.getLogger("sandai.op.aio")
@@ -47,6 +47,7 @@ class Submitter:
         self._transport = transport
         self._attach = attach
         self._builder = TaskBuilder(config)
+        self._senders: PerLoop[Broker, Sender] = PerLoop(sender_of)
 
     async def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> str:
         """Queue one task and return its id, or raise why it was not queued."""
@@ -79,7 +80,7 @@ class Submitter:
         message = self._builder.probe(broker.messages, reply_to, timeout, priority)
         limit = self._builder.wait_limit(timeout)
         patience = self._config.pool_acquire_timeout
-        await sender_of(broker).ping(
+        await self._senders.of(broker).ping(
             message, patience=patience if limit is None else min(limit, patience), timeout=limit
         )
 
@@ -101,7 +102,9 @@ class Submitter:
         patience = self._config.pool_acquire_timeout
         try:
             await _before_submit(self._transport.backend, patience)
-            outcomes = await sender_of(self._transport.broker).send(messages, patience=patience)
+            outcomes = await self._senders.of(self._transport.broker).send(
+                messages, patience=patience
+            )
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
         if (task := get_current_worker_task()) is not None:

@@ -1,11 +1,15 @@
-"""Small things for living on a loop: breathing, tasks of our own, calls from elsewhere."""
+"""Small things for living on loops: breathing, tasks of our own, calls from elsewhere."""
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
-from typing import Any
+from typing import Any, Generic, TypeVar
+from weakref import ref
+
+K = TypeVar("K")
+R = TypeVar("R")
 
 #: Seconds of work after which the loop's other callbacks get their turn.
 _BREATH = 0.002
@@ -27,6 +31,27 @@ class Breath:
         if self.due:
             await asyncio.sleep(0)
             self._since = time.perf_counter()
+
+
+class PerLoop(Generic[K, R]):
+    """
+    What *find* finds for the running loop and an owner; the last is kept at hand.
+
+    For what is looked up with every call. It keeps no loop.
+    """
+
+    def __init__(self, find: Callable[[K], R]) -> None:
+        self._find = find
+        self._last: tuple[ref[asyncio.AbstractEventLoop], K, R] | None = None
+
+    def of(self, owner: K) -> R:
+        """Return it; raises what *find* does."""
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[1] is owner and last[0]() is loop:
+            return last[2]
+        found = self._find(owner)
+        self._last = (ref(loop), owner, found)
+        return found
 
 
 def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":

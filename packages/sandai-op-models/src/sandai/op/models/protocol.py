@@ -144,7 +144,7 @@ def _check_artifacts(value: object) -> list[dict[str, Any]]:
 
 
 def _check_object(value: object, path: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise InvalidTaskError(path, f"an object was expected, not {type_name(value)}")
     for key in value:
         if not isinstance(key, str):
@@ -172,7 +172,7 @@ def decode_reply(task_id: str, reply: object) -> TaskResult:
         raise InvalidResultFormatError(
             task_id, reply, f"its artifacts are no list but {type_name(artifacts)}"
         )
-    if not isinstance(results, Mapping):
+    if type(results) is not dict and not isinstance(results, Mapping):
         raise InvalidResultFormatError(
             task_id, reply, f"its results are no object but {type_name(results)}"
         )
@@ -206,7 +206,7 @@ def probe_verdict(task_id: str, reply: object) -> tuple[bool, str | None]:
 
 
 def _successful(task_id: str, reply: object) -> Mapping[str, Any]:
-    if not isinstance(reply, Mapping):
+    if type(reply) is not dict and not isinstance(reply, Mapping):
         raise InvalidResultFormatError(task_id, reply)
     status = reply.get("status", "unknown")
     if status == "success":

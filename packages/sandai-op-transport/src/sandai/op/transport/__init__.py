@@ -12,7 +12,7 @@ from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
-from ._push import Health, PushRefused, PushSession
+from ._push import Health, Pushed, PushRefused, PushSession
 from ._push_policy import PushPolicy
 from ._readers import HubStatistics
 from ._redis import Command, RedisConnection, RedisConnector
@@ -59,6 +59,7 @@ __all__ = [
     "PushPolicy",
     "PushRefused",
     "PushSession",
+    "Pushed",
     "Reader",
     "RedisBackend",
     "RedisBroker",

@@ -14,6 +14,7 @@ from sandai.op.models import InvalidResultFormatError, OperatorError, TaskCancel
 READY_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 PENDING = "PENDING"
 
+_decode_json = json.JSONDecoder().decode
 #: What Celery 5.7 puts before a compressed document, then its type and a zero byte.
 _COMPRESSED = b"\x00celery-compressed\x00"
 
@@ -68,7 +69,9 @@ def pending(task_id: str) -> ResultDocument:
 
 def from_meta(task_id: str, meta: object, source: object) -> ResultDocument:
     """Return the document for decoded *meta*; *source* is what it was decoded from."""
-    if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str):
+    if not (type(meta) is dict or isinstance(meta, Mapping)) or not isinstance(
+        meta.get("status"), str
+    ):
         return undecodable(task_id, source, "the stored document is not one of Celery's")
     plain = meta if type(meta) is dict else dict(meta)
     return ResultDocument(task_id, plain["status"], plain)
@@ -122,7 +125,7 @@ class DocumentDecoder:
     def _loads(self, name: str, data: bytes) -> Any:
         if name == "json" and b"__type__" not in data:
             # Without kombu's markers its decoder does just this, but slower.
-            return json.loads(data)
+            return _decode_json(data.decode())
         content_type = self._types[name]
         encoding = "binary" if name in ("msgpack", "pickle") else "utf-8"
         return loads(data, content_type, encoding, accept={content_type})

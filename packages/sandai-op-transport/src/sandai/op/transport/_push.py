@@ -25,7 +25,7 @@ logger = logging.getLogger("sandai.op.transport")
 _FOR_GOOD = ("NOPERM", "No permissions", "no permissions", "unknown command", "NOPROTO")
 
 
-@frozen
+@define(eq=False)
 class Pushed:
     """An out-of-band message of the server, told apart from a command's reply."""
 

@@ -28,6 +28,7 @@ class TaskBuilder:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._task_name, self._queues = config.task_name, config.queue_names
 
     def wait_limit(self, timeout: float | None) -> float | None:
         """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
@@ -119,6 +120,8 @@ class TaskBuilder:
     def _message(
         self, messages: MessageFactory, reply_to: str, kwargs: Mapping[str, Any], priority: str
     ) -> TaskMessage:
-        config = self._config
-        queue = queue_name(priority, config.operator_name, config.operator_version)
-        return messages.make(config.task_name, queue, kwargs, reply_to=reply_to)
+        queue = self._queues.get(priority) if type(priority) is str else None
+        if queue is None:
+            config = self._config
+            queue = queue_name(priority, config.operator_name, config.operator_version)  # raises
+        return messages.make(self._task_name, queue, kwargs, reply_to=reply_to)
