@@ -28,6 +28,7 @@ from sandai.op.models import (
     TaskExecutionError,
     TaskTimeoutError,
 )
+from sandai.op.transport import TaskMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -428,14 +429,14 @@ def test_a_task_queued_as_the_client_closes_has_a_handle(
     client: OperatorClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller is told the id of what was queued, though nothing can be asked of it."""
-    task = client._submitter.task
+    send = client._submitter.send
 
-    def closing(*arguments: Any) -> str:
-        task_id = task(*arguments)
+    def closing(message: TaskMessage) -> str:
+        task_id = send(message)
         client.close()
         return task_id
 
-    monkeypatch.setattr(client._submitter, "task", closing)
+    monkeypatch.setattr(client._submitter, "send", closing)
     handle = client.async_call([], {})
     assert handle.task_id
     with pytest.raises(ClientClosedError):

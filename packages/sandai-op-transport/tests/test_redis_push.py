@@ -19,7 +19,7 @@ from sandai.op.transport import (
     _redis_push,
     resolve,
 )
-from sandai.op.transport._redis_push import PushPlan, Write
+from sandai.op.transport._redis_push import PushPlan, Rendering, Write
 
 Script = Callable[[list[bytes]], bytes | None]
 
@@ -101,10 +101,16 @@ def messages(count: int, priority: str = "normal") -> list[TaskMessage]:
 
 def planned(*batch: TaskMessage) -> tuple[PushPlan, list[Write]]:
     """Return a plan for messages and its writes."""
-    plan = PushPlan(BROKER.connector)
-    for message in batch:
-        plan.add(message, BROKER.renderer)
+    plan = PushPlan(BROKER.connector, rendered(BROKER, *batch).items)
     return plan, list(plan.writes())
+
+
+def rendered(broker: RedisBroker, *batch: TaskMessage) -> Rendering:
+    """Return messages as they go out."""
+    rendering = Rendering(broker)
+    for message in batch:
+        rendering.add(message)
+    return rendering
 
 
 def fates(outcomes: list[object]) -> list[str]:
@@ -123,7 +129,7 @@ def fates(outcomes: list[object]) -> list[str]:
 @pytest.fixture
 def small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have at most two messages in a write."""
-    monkeypatch.setattr(_redis_push, "_MESSAGES_PER_WRITE", 2)
+    monkeypatch.setattr(_redis_push, "MESSAGES_PER_WRITE", 2)
 
 
 def test_neighbours_share_a_command() -> None:
@@ -144,7 +150,7 @@ def test_neighbours_share_a_command() -> None:
 def test_writes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A write holds a bounded number of messages and, but for a single one, of bytes."""
     batch = messages(7)
-    monkeypatch.setattr(_redis_push, "_MESSAGES_PER_WRITE", 3)
+    monkeypatch.setattr(_redis_push, "MESSAGES_PER_WRITE", 3)
     assert [len(write.positions[0]) for write in planned(*batch)[1]] == [3, 3, 1]
     size = len(BROKER.renderer.render(batch[0]))
     monkeypatch.setattr(_redis_push, "_BYTES_PER_WRITE", size * 2)
@@ -158,9 +164,7 @@ def test_key_prefix() -> None:
     options = {"global_keyprefix": "p:"}
     config = resolve("clipper", "v1", env={}, broker_transport_options=options)
     broker = RedisBroker(config.broker_key)
-    plan = PushPlan(broker.connector)
-    plan.add(messages(1)[0], broker.renderer)
-    [write] = plan.writes()
+    [write] = PushPlan(broker.connector, rendered(broker, *messages(1)).items).writes()
     assert write.commands[0][1] == "p:normal.clipper.v1"
 
 
@@ -206,10 +210,12 @@ def test_too_large_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = len(BROKER.renderer.render(small))
     monkeypatch.setattr(_redis_envelope, "MAX_BYTES", limit)
     fat = TaskBuilder(CONFIG).task(BROKER.messages, "", [], {"a": "b" * 99}, TaskControls())
-    plan, [write] = planned(small, fat, other)
-    assert write.positions == [[0, 2]]
+    rendering = rendered(BROKER, small, fat, other)
+    plan = PushPlan(BROKER.connector, rendering.items)
+    [write] = plan.writes()
+    assert write.positions == [[0, 1]]
     plan.answered(write, [2])
-    outcomes = plan.finish()
+    outcomes = rendering.outcomes(plan.finish())
     assert isinstance(outcomes[1], InvalidTaskError)
     assert (outcomes[0], outcomes[2]) == (None, None)
     assert large.task_id

@@ -27,6 +27,7 @@ from sandai.op.transport import (
     ConfiguredClient,
     ResultDocument,
     TaskControls,
+    TaskMessage,
     Transport,
     TransportError,
     resolve,
@@ -146,8 +147,8 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        task_id = await self._submitter.task(input_artifacts, options, controls)
-        return AsyncTaskHandle(task_id, self._results)
+        message = self._submitter.task(input_artifacts, options, controls)
+        return AsyncTaskHandle(await self._submitter.send(message), self._results)
 
     async def sync(
         self,
@@ -170,9 +171,9 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        task_id = await self._submitter.task(input_artifacts, options, controls)
-        document = await self._wait(task_id, timeout, deadline)
-        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+        message = self._submitter.task(input_artifacts, options, controls)
+        document = await self._wait(message.task_id, timeout, deadline, submit=message)
+        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
         """
@@ -277,12 +278,20 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         if error is not None:
             raise error
 
-    async def _wait(self, task_id: str, timeout: float | None, deadline: float) -> ResultDocument:
+    async def _wait(
+        self,
+        task_id: str,
+        timeout: float | None,
+        deadline: float,
+        *,
+        submit: TaskMessage | None = None,
+    ) -> ResultDocument:
         document = await self._results.wait(
             task_id,
             self._results.wait_limit(timeout),
             delete=self.config.auto_forget_result,
             deadline=deadline,
+            submit=None if submit is None else partial(self._submitter.send, submit),
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document

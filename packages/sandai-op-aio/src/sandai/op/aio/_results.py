@@ -69,16 +69,25 @@ class ResultReader:
             raise
 
     async def wait(
-        self, task_id: str, timeout: float | None, *, delete: bool, deadline: float | None = None
+        self,
+        task_id: str,
+        timeout: float | None,
+        *,
+        delete: bool,
+        deadline: float | None = None,
+        submit: Callable[[], Awaitable[object]] | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
-        *timeout* in seconds; 0 looks once, ``None`` waits for good. Raises
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* hands the
+        task in: the wait has begun by then, so that both cost one trip. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
         if timeout == 0:
+            if submit is not None:
+                await submit()
             found = await self._look_once([task_id], delete=delete)
         else:
             # Not by wait_many(): a hundred thousand may wait here, and each frame counts.
@@ -89,6 +98,8 @@ class ResultReader:
                 hub, own = self.hub, (task_id,)
                 hub.watch(own, mailbox, delete=delete)
                 try:
+                    if submit is not None:
+                        await submit()
                     found = await mailbox.get(deadline)
                 except BaseException:
                     hub.unwatch(own, mailbox)

@@ -5,24 +5,26 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from attrs import define
+
 from sandai.op.models import ClientPoolTimeoutError
 from sandai.op.transport import (
+    MESSAGES_PER_WRITE,
     Broker,
     LimiterStatistics,
     Outcome,
     PushPlan,
     RedisBroker,
+    Rendering,
     TaskMessage,
     TransportError,
+    interrupted,
 )
 
 from ._flusher import Entry, Flusher
 from ._redis import LoopConnection
 from ._turns import Breath
 from ._workers import Workers
-
-#: Messages that go out in one write, as a rule.
-_MOST_MESSAGES = 500
 
 
 class Sender(Protocol):
@@ -49,22 +51,38 @@ def sender_of(broker: Broker) -> Sender:
     return sender
 
 
+@define(eq=False)
+class _Submission:
+    """What one caller hands in."""
+
+    messages: Sequence[TaskMessage]
+    rendering: Rendering
+
+
 class RedisSender:
     """Push what the coroutines of one loop submit; a write is never repeated."""
 
     def __init__(self, broker: RedisBroker, loop: asyncio.AbstractEventLoop) -> None:
         self._broker = broker
         self._flusher = Flusher(
-            broker.limiter, broker.connector, loop, self._push, "submit", _MOST_MESSAGES
+            broker.limiter, broker.connector, loop, self._push, "submit", MESSAGES_PER_WRITE
         )
         self._pool = self._flusher.pool
 
     async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
         """Push messages, together with those of others."""
+        submission, breath = _Submission(messages, Rendering(self._broker)), Breath()
+        for message in messages:
+            submission.rendering.add(message)
+            if breath.due:
+                await breath()
+        items = submission.rendering.items
+        if not items:
+            return submission.rendering.outcomes([])
         try:
-            outcomes: list[Outcome] = await self._flusher.put(messages, len(messages), patience)
+            outcomes: list[Outcome] = await self._flusher.put(submission, len(items), patience)
         except (TransportError, ClientPoolTimeoutError) as error:
-            return [error] * len(messages)
+            return submission.rendering.outcomes([error] * len(items))
         return outcomes
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
@@ -91,48 +109,35 @@ class RedisSender:
         self._pool.close()
 
     async def _push(self, connection: LoopConnection, entries: Sequence[Entry]) -> None:
-        plan = PushPlan(self._broker.connector)
+        items = [item for entry in entries for item in entry.item.rendering.items]
+        plan = PushPlan(self._broker.connector, items)
         failure: TransportError | None = None
         breath = Breath()
-        for entry in entries:
-            for message in entry.item:
-                # Receivers of Celery's signals look at the context of who submits.
-                entry.context.run(plan.add, message, self._broker.renderer)
-                if breath.due:
-                    await breath()
         try:
             for write in plan.writes():
                 replies: list[Any] = []
                 try:
                     await connection.execute(write.commands, replies=replies)
                 except BaseException as error:
-                    failure = _broke_off(error)
+                    failure = interrupted(error)
                     plan.broke_off(write, replies, failure)
                     raise
                 plan.answered(write, replies)
                 await breath()
-        except TransportError as error:
-            failure = error
-            raise
         except BaseException as error:
-            failure = failure or _broke_off(error)
+            failure = failure or interrupted(error)
             raise
         finally:
             self._tell(entries, plan.finish(failure))
 
-    def _tell(self, entries: Sequence[Entry], outcomes: list[Outcome]) -> None:
+    def _tell(self, entries: Sequence[Entry], written: list[Outcome]) -> None:
         start = 0
         for entry in entries:
-            own = outcomes[start : start + entry.size]
+            outcomes = entry.item.rendering.outcomes(written[start : start + entry.size])
             start += entry.size
-            entry.resolve(own)
-            entry.context.run(self._broker.note_sent, entry.item, own)
-
-
-def _broke_off(error: BaseException) -> TransportError:
-    if isinstance(error, TransportError):
-        return error
-    return TransportError(f"submitting was interrupted ({type(error).__name__})", True)
+            entry.resolve(outcomes)
+            # Receivers of Celery's signals look at the context of who submits.
+            entry.context.run(self._broker.note_sent, entry.item.messages, outcomes)
 
 
 class WorkerSender:

@@ -49,12 +49,10 @@ class Submitter:
         self._builder = TaskBuilder(config)
         self._senders: PerLoop[Broker, Sender] = PerLoop(sender_of)
 
-    async def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> str:
-        """Queue one task and return its id, or raise why it was not queued."""
+    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> TaskMessage:
+        """Build a task's message, or raise why there can be none."""
         broker, reply_to = self._road()
-        return await self.send(
-            self._builder.task(broker.messages, reply_to, artifacts, options, controls)
-        )
+        return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
 
     async def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""

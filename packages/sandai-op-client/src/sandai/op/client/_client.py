@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 from celery import Celery
@@ -25,6 +26,7 @@ from sandai.op.transport import (
     ConfiguredClient,
     ResultDocument,
     TaskControls,
+    TaskMessage,
     Transport,
     TransportError,
     resolve,
@@ -136,7 +138,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        return self._results.handle(self._submitter.task(input_artifacts, options, controls))
+        message = self._submitter.task(input_artifacts, options, controls)
+        return self._results.handle(self._submitter.send(message))
 
     def sync(
         self,
@@ -159,9 +162,9 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        task_id = self._submitter.task(input_artifacts, options, controls)
-        document = self._wait(task_id, timeout, deadline)
-        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+        message = self._submitter.task(input_artifacts, options, controls)
+        document = self._wait(message.task_id, timeout, deadline, submit=message)
+        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
     def desc(self) -> dict[str, Any]:
@@ -252,12 +255,20 @@ class OperatorClient(BatchCalls, ConfiguredClient):
             if not sys.is_finalizing():
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
 
-    def _wait(self, task_id: str, timeout: float | None, deadline: float) -> ResultDocument:
+    def _wait(
+        self,
+        task_id: str,
+        timeout: float | None,
+        deadline: float,
+        *,
+        submit: TaskMessage | None = None,
+    ) -> ResultDocument:
         document = self._results.wait(
             task_id,
             self._results.wait_limit(timeout),
             delete=self.config.auto_forget_result,
             deadline=deadline,
+            submit=None if submit is None else partial(self._submitter.send, submit),
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document

@@ -112,17 +112,39 @@ class ResultReader:
         *,
         delete: bool,
         deadline: float | None = None,
+        submit: Callable[[], object] | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
-        *timeout* in seconds; 0 looks once, ``None`` waits for good. Raises
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* hands the
+        task in: the wait has begun by then, so that both cost one trip. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
-        for document in self.wait_many([task_id], timeout, delete=delete, deadline=deadline):
-            return document
-        raise self.late(task_id, timeout)
+        if timeout == 0:
+            if submit is not None:
+                submit()
+            for document in self._look_once([task_id], delete=delete):
+                return document
+            raise self.late(task_id, timeout)
+        own = (protocol.check_task_id(task_id),)
+        deadline = deadline_after(timeout) if deadline is None else deadline
+        with self._mailbox() as mailbox:
+            hub = self._hub_to_wait_on()
+            try:
+                hub.watch(own, mailbox, delete=delete)
+                if submit is not None:
+                    submit()
+                found = mailbox.get(deadline)
+            except BaseException:
+                hub.unwatch(own, mailbox)
+                raise
+            if found is None and not hub.unwatch(own, mailbox):
+                found = mailbox.get(math.inf)  # see wait_many()
+        if found is None:
+            raise self.late(task_id, timeout)
+        return found
 
     def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
@@ -151,9 +173,7 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         deadline = deadline_after(timeout) if deadline is None else deadline
-        hub = self.hub
-        if hub.is_current_thread:
-            raise RuntimeError("a callback of then() may not wait: it runs where results are read")
+        hub = self._hub_to_wait_on()
         open_ids = set(task_ids)
         with self._mailbox() as mailbox:
             try:
@@ -178,6 +198,12 @@ class ResultReader:
             while late and (document := mailbox.get(math.inf)) is not None:
                 late.discard(document.task_id)
                 yield document
+
+    def _hub_to_wait_on(self) -> ResultHub:
+        hub = self.hub
+        if hub.is_current_thread:
+            raise RuntimeError("a callback of then() may not wait: it runs where results are read")
+        return hub
 
     def look(self, task_id: str) -> ResultDocument:
         """

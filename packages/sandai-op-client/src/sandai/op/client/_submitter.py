@@ -42,12 +42,10 @@ class Submitter:
         self._attach = attach
         self._builder = TaskBuilder(config)
 
-    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> str:
-        """Queue one task and return its id, or raise why it was not queued."""
+    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> TaskMessage:
+        """Build a task's message, or raise why there can be none."""
         broker, reply_to = self._road()
-        return self.send(
-            self._builder.task(broker.messages, reply_to, artifacts, options, controls)
-        )
+        return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
 
     def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""

@@ -18,7 +18,7 @@ from ._readers import HubStatistics
 from ._redis import Command, RedisConnection, RedisConnector
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
-from ._redis_push import PushPlan
+from ._redis_push import MESSAGES_PER_WRITE, Item, PushPlan, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
 from ._settings import ClientArguments, ConfiguredClient
 from ._submission import TaskBuilder, TaskControls
@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
     "IDLE_SECONDS",
+    "MESSAGES_PER_WRITE",
     "PENDING",
     "READY_STATES",
     "SHORTEST",
@@ -49,6 +50,7 @@ __all__ = [
     "DocumentDecoder",
     "Health",
     "HubStatistics",
+    "Item",
     "Limiter",
     "LimiterStatistics",
     "MessageFactory",
@@ -65,6 +67,7 @@ __all__ = [
     "RedisBroker",
     "RedisConnection",
     "RedisConnector",
+    "Rendering",
     "ResultDocument",
     "SweepSchedule",
     "TaskBuilder",
@@ -77,6 +80,7 @@ __all__ = [
     "Waiter",
     "WaiterTable",
     "client_app",
+    "interrupted",
     "pending",
     "resolve",
     "statistics",

@@ -15,13 +15,14 @@ from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
+from ._group_commit import GroupCommit
 from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
 from ._readers import Readers
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._redis_envelope import EnvelopeRenderer
-from ._redis_push import PushPlan
+from ._redis_push import MESSAGES_PER_WRITE, Item, PushPlan, Rendering, interrupted
 from ._url import RedisAddress
 
 
@@ -42,30 +43,45 @@ class RedisBroker:
         self._pool: ConnectionPool[RedisConnection] = ConnectionPool(
             self.limiter, RedisOpener(self.connector)
         )
+        self._pushes = GroupCommit(self._pool, self._push, MESSAGES_PER_WRITE)
         self._senders = Readers()
         self._sent = 0
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
-        """Push messages; see :meth:`Broker.send`."""
-        plan = PushPlan(self.connector)
+        """Push messages, together with those of other threads; see :meth:`Broker.send`."""
+        rendering = Rendering(self)
         for message in messages:
-            plan.add(message, self.renderer)
-        failure: OperatorError | None = None
-        try:
-            with self._pool.lease(acquire_timeout) as connection:
-                for write in plan.writes():
-                    replies: list[Any] = []
-                    try:
-                        execute(self.connector, connection, write.commands, replies=replies)
-                    except TransportError as error:
-                        plan.broke_off(write, replies, error)
-                        raise
-                    plan.answered(write, replies)
-        except (TransportError, ClientPoolTimeoutError) as error:
-            failure = error
-        outcomes = plan.finish(failure)
+            rendering.add(message)
+        written: Sequence[Outcome] = []
+        if rendering.items:
+            try:
+                written = self._pushes.submit(rendering.items, acquire_timeout)
+            except (TransportError, ClientPoolTimeoutError) as error:
+                written = [error] * len(rendering.items)
+        outcomes = rendering.outcomes(written)
         self.note_sent(messages, outcomes)
         return outcomes
+
+    def _push(
+        self, connection: RedisConnection, items: Sequence[Item], outcomes: list[Outcome]
+    ) -> None:
+        plan = PushPlan(self.connector, items)
+        failure: OperatorError | None = None
+        try:
+            for write in plan.writes():
+                replies: list[Any] = []
+                try:
+                    execute(self.connector, connection, write.commands, replies=replies)
+                except BaseException as error:
+                    failure = interrupted(error)
+                    plan.broke_off(write, replies, failure)
+                    raise
+                plan.answered(write, replies)
+        except TransportError as error:
+            failure = error
+            raise
+        finally:
+            outcomes += plan.finish(failure)
 
     def note_sent(self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome]) -> None:
         """Count what was queued and tell Celery's signal of it."""

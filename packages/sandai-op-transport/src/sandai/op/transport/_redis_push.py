@@ -1,7 +1,7 @@
 """Which commands queue a batch of messages, and what their replies mean."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import define, field, frozen
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -14,7 +14,8 @@ from ._message import TaskMessage
 from ._redis import Command, RedisConnector
 from ._redis_envelope import EnvelopeRenderer
 
-_MESSAGES_PER_WRITE = 500
+#: Messages that go out in one write, as a rule.
+MESSAGES_PER_WRITE = 500
 _BYTES_PER_WRITE = 4 * 1024 * 1024
 
 
@@ -26,36 +27,61 @@ class Write:
     positions: list[list[int]]
 
 
+#: A list's key and the envelope that goes there.
+Item = tuple[str, bytes]
+
+
+@define
+class Rendering:
+    """The envelopes of one caller's messages; one too large has its outcome already."""
+
+    _broker: "Renders"
+    items: list[Item] = field(factory=list, init=False)
+    _refused: dict[int, InvalidTaskError] = field(factory=dict, init=False)
+
+    def add(self, message: TaskMessage) -> None:
+        """Render the next message; Celery's signal is sent here, in the caller's context."""
+        try:
+            key = self._broker.connector.address.key_prefix + message.queue
+            self.items.append((key, self._broker.renderer.render(message)))
+        except InvalidTaskError as error:
+            self._refused[len(self.items) + len(self._refused)] = error
+
+    def outcomes(self, written: Sequence[Outcome]) -> list[Outcome]:
+        """Return every message's outcome, given those of :attr:`items`."""
+        merged = list(written)
+        for position, error in self._refused.items():  # in order, so that each falls into place
+            merged.insert(position, error)
+        return merged
+
+
+class Renders(Protocol):
+    """What knows how messages look on a broker's lists."""
+
+    connector: RedisConnector
+    renderer: EnvelopeRenderer
+
+
 @define
 class PushPlan:
     """
-    Keep account of every message of a batch while it is pushed.
+    Keep account of every envelope while many are pushed.
 
     Whoever does the I/O executes each of :meth:`writes` and reports to
     :meth:`answered` or :meth:`broke_off`, then calls :meth:`finish`.
     """
 
     _connector: RedisConnector
-    _envelopes: list[tuple[int, str, bytes]] = field(factory=list, init=False)
+    _items: Sequence[Item]
     _outcomes: dict[int, Outcome] = field(factory=dict, init=False)
-    _count: int = field(default=0, init=False)
-
-    def add(self, message: TaskMessage, renderer: EnvelopeRenderer) -> None:
-        """Render the next message; one that is too large has its outcome already."""
-        position, self._count = self._count, self._count + 1
-        try:
-            key = self._connector.address.key_prefix + message.queue
-            self._envelopes.append((position, key, renderer.render(message)))
-        except InvalidTaskError as error:
-            self._outcomes[position] = error
 
     def writes(self) -> Iterator[Write]:
         """Yield the writes, in order: one LPUSH for neighbours of the same queue."""
         commands: list[list[str | bytes]] = []
         positions: list[list[int]] = []
         size = count = 0
-        for position, key, envelope in self._envelopes:
-            if count and (count >= _MESSAGES_PER_WRITE or size + len(envelope) > _BYTES_PER_WRITE):
+        for position, (key, envelope) in enumerate(self._items):
+            if count and (count >= MESSAGES_PER_WRITE or size + len(envelope) > _BYTES_PER_WRITE):
                 yield Write([tuple(command) for command in commands], positions)
                 commands, positions, size, count = [], [], 0, 0
             if not commands or commands[-1][1] != key:
@@ -95,7 +121,14 @@ class PushPlan:
                 self._outcomes[position] = error
 
     def finish(self, error: OperatorError | None = None) -> list[Outcome]:
-        """Return every message's outcome; *error* is why the others were not sent."""
+        """Return every envelope's outcome; *error* is why the others were not sent."""
         if isinstance(error, TransportError):
             error = error.for_unsent()
-        return [self._outcomes.get(position, error) for position in range(self._count)]
+        return [self._outcomes.get(position, error) for position in range(len(self._items))]
+
+
+def interrupted(error: BaseException) -> TransportError:
+    """Return the outcome of what was being written when *error* was raised."""
+    if isinstance(error, TransportError):
+        return error
+    return TransportError(f"submitting was interrupted ({type(error).__name__})", True)
