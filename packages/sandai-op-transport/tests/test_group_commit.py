@@ -1,5 +1,6 @@
 """One thread writes for those who come meanwhile; each has its own outcome, whatever happens."""
 
+import math
 import random
 import threading
 import time
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sandai.op.models import ClientPoolTimeoutError
-from sandai.op.transport import ConnectionPool, Limiter, Outcome, TransportError
+from sandai.op.transport import ConnectionPool, Limiter, Outcome, Posting, TransportError
 from sandai.op.transport._group_commit import GroupCommit
 
 WAIT = 10.0
@@ -136,9 +137,9 @@ def test_who_may_not_wait() -> None:
         calls = [threads.submit(writes.commit.submit, [n], 0) for n in (1, 2)]
         for _ in calls:
             assert writes.begun.acquire(timeout=WAIT)
-        with pytest.raises(ClientPoolTimeoutError) as caught:
-            writes.commit.submit([3], 0)
-        assert (caught.value.timeout, caught.value.limit) == (0, 2)
+        [late] = writes.commit.submit([3], 0)
+        assert isinstance(late, ClientPoolTimeoutError)
+        assert (late.timeout, late.limit) == (0, 2)
         writes.allowed.release(2)
         assert [call.result(WAIT) for call in calls] == [[None], [None]]
     assert sorted(writes.written) == [[1], [2]]
@@ -153,9 +154,9 @@ def test_no_permit_in_time() -> None:
         assert writes.begun.acquire(timeout=WAIT)
         late = [threads.submit(writes.commit.submit, [n], 0.15 + n / 100) for n in (2, 3)]
         for number, call in zip((2, 3), late, strict=True):
-            with pytest.raises(ClientPoolTimeoutError) as caught:
-                call.result(WAIT)
-            assert caught.value.timeout == 0.15 + number / 100
+            [outcome] = call.result(WAIT)
+            assert isinstance(outcome, ClientPoolTimeoutError)
+            assert outcome.timeout == 0.15 + number / 100
         writes.allowed.release(9)
         assert holder.result(WAIT) == [None]
     assert writes.commit.submit([4], 5) == [None]
@@ -168,7 +169,7 @@ def test_no_connection() -> None:
     writes.opener.failure = TransportError("refused")
     with ThreadPoolExecutor(8) as threads:
         calls = [threads.submit(writes.commit.submit, [n], WAIT) for n in range(8)]
-        assert [str(call.exception(WAIT)) for call in calls] == ["refused"] * 8
+        assert [str(call.result(WAIT)[0]) for call in calls] == ["refused"] * 8
     writes.opener.failure = None
     assert writes.commit.submit([9], 5) == [None]
     assert writes.written == [[9]]
@@ -237,14 +238,13 @@ def test_at_random() -> None:
         for step in range(150):
             first = (thread * 150 + step) * 10
             items = range(first, first + random.choice([1, 1, 1, 2, 9]))
-            try:
-                outcomes = commit.submit(items, random.choice([0, 0.001, 0.01, 10]))
-            except ClientPoolTimeoutError:
+            outcomes = commit.submit(items, random.choice([0, 0.001, 0.01, 10]))
+            assert len(outcomes) == len(items)
+            if isinstance(outcomes[0], ClientPoolTimeoutError):
                 late += 1
                 with lock:
                     assert not any(item in there for item in items)
                 continue
-            assert len(outcomes) == len(items)
             with lock:
                 assert [outcome is None for outcome in outcomes] == [there[n] for n in items]
         return late
@@ -253,3 +253,35 @@ def test_at_random() -> None:
         assert sum(threads.map(work, range(32))) > 0
     assert limiter.statistics().in_use == 0
     assert not commit._queued
+
+
+def test_posted_and_waited_for_elsewhere() -> None:
+    """Who has more to wait for is woken when it is its turn, and when there is an outcome."""
+    writes = Writes()
+    writes.allowed = threading.Semaphore(0)
+    woken = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(writes.commit.submit, [1], WAIT)
+        assert writes.begun.acquire(timeout=WAIT)
+        posting = writes.commit.post([2], WAIT, lambda _: woken.set())
+        assert posting.pursue() < 1
+        assert posting.outcomes is None
+        writes.allowed.release(2)
+        assert first.result(WAIT) == [None]
+        assert woken.wait(WAIT)
+        posting.pursue()
+        assert posting.outcomes == [None]
+        assert posting.pursue() == math.inf
+    assert writes.written == [[1], [2]]
+
+
+def test_withdrawn() -> None:
+    """What its caller gave up is not written, and the turn goes on to the next."""
+    writes = Writes()
+    woken: list[Posting[int]] = []
+    given_up, other = (writes.commit.post([n], WAIT, woken.append) for n in (1, 2))
+    assert [given_up.withdraw(), given_up.withdraw()] == [True, False]
+    assert woken == [other]
+    assert other.pursue() == math.inf
+    assert writes.written == [[2]]
+    assert not other.withdraw()

@@ -16,7 +16,7 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self._items: SimpleQueue[ResultDocument | Exception] = SimpleQueue()
+        self._items: SimpleQueue[ResultDocument | Exception | None] = SimpleQueue()
 
     def deliver(self, document: ResultDocument) -> None:
         """Hand over a document; never blocks."""
@@ -25,6 +25,10 @@ class Mailbox:
     def fail(self, error: Exception) -> None:
         """End the wait with *error*."""
         self._items.put(error)
+
+    def poke(self) -> None:
+        """Have :meth:`get` return, once, though nothing has come."""
+        self._items.put(None)
 
     def get(self, deadline: float) -> ResultDocument | None:
         """

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,6 +30,7 @@ from ._handle import BoundedBackend, OperatorAsyncResult
 from ._hub import ResultHub
 from ._mailbox import Mailbox, deadline_after
 from ._shared_fetch import SharedFetch
+from ._submitter import Submission
 
 R = TypeVar("R")
 
@@ -112,19 +114,18 @@ class ResultReader:
         *,
         delete: bool,
         deadline: float | None = None,
-        submit: Callable[[], object] | None = None,
+        submit: Callable[[Callable[[], object]], Submission] | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
-        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* hands the
-        task in: the wait has begun by then, so that both cost one trip. Raises
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* begins to
+        hand the task in, given what wakes this caller: the wait has begun by then, so
+        that both cost one trip. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
         if timeout == 0:
-            if submit is not None:
-                submit()
             for document in self._look_once([task_id], delete=delete):
                 return document
             raise self.late(task_id, timeout)
@@ -132,12 +133,15 @@ class ResultReader:
         deadline = deadline_after(timeout) if deadline is None else deadline
         with self._mailbox() as mailbox:
             hub = self._hub_to_wait_on()
+            submission = None
             try:
                 hub.watch(own, mailbox, delete=delete)
                 if submit is not None:
-                    submit()
-                found = mailbox.get(deadline)
+                    submission = submit(mailbox.poke)
+                found = _result(mailbox, deadline, submission)
             except BaseException:
+                if submission is not None:
+                    submission.withdraw()
                 hub.unwatch(own, mailbox)
                 raise
             if found is None and not hub.unwatch(own, mailbox):
@@ -315,6 +319,25 @@ class ResultReader:
 
     def _closed_error(self) -> ClientClosedError:
         return ClientClosedError(self._config.operator_name, self._config.operator_version)
+
+
+def _result(
+    mailbox: Mailbox, deadline: float, submission: Submission | None
+) -> ResultDocument | None:
+    """Return the one document that is waited for; ``None`` when it is not there in time."""
+    if submission is None:
+        return mailbox.get(deadline)
+    while True:
+        # Whatever the caller's timeout, it is told what became of the submission.
+        pause = submission.pursue()
+        now = time.monotonic()
+        submission.urgent = now >= deadline
+        if submission.urgent and submission.settled:
+            return None
+        found = mailbox.get(now + pause if submission.urgent else min(deadline, now + pause))
+        if found is not None:
+            submission.succeed()
+            return found
 
 
 class _Callback:

@@ -1,6 +1,7 @@
 """One client's way into the queues, from a thread."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,11 @@ from sandai.op.transport import (
     BatchSubmission,
     Broker,
     Config,
+    Item,
     Outcome,
+    Posting,
+    RedisBackend,
+    RedisBroker,
     TaskBuilder,
     TaskControls,
     TaskMessage,
@@ -87,6 +92,35 @@ class Submitter:
             raise self._builder.failure(message, outcome)
         return message.task_id
 
+    def begin(self, message: TaskMessage, wake: Callable[[], object]) -> "Submission":
+        """
+        Hand in one task while its result is waited for already.
+
+        *wake* is called, in any thread, when the submission is to be pursued. Raises
+        why it was not queued, if that is known at once.
+        """
+        return Submission(self, message, wake)
+
+    def post(
+        self, message: TaskMessage, wake: Callable[[Posting[Item]], object]
+    ) -> Posting[Item] | None:
+        """Begin to queue a message; ``None`` when that has been done meanwhile."""
+        broker = self._transport.broker
+        if isinstance(broker, RedisBroker) and isinstance(self._transport.backend, RedisBackend):
+            patience = self._config.pool_acquire_timeout
+            return broker.post(message, acquire_timeout=patience, wake=wake)
+        self.send(message)
+        return None
+
+    def settle(self, message: TaskMessage, outcome: Outcome) -> None:
+        """Note what became of a message that was posted; raise why it was not queued."""
+        broker = self._transport.broker
+        assert isinstance(broker, RedisBroker)
+        broker.note_sent([message], [outcome])
+        self._note([message], [outcome])
+        if outcome is not None:
+            raise self._builder.failure(message, outcome)
+
     def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
@@ -97,13 +131,70 @@ class Submitter:
             )
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
+        self._note(messages, outcomes)
+        return outcomes
+
+    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
             if outcome is None and message.parent_id is not None:
                 get_current_worker_task().add_trail(self._attach(message.task_id))
         if self._config.debug:
             queued = outcomes.count(None)
             logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
-        return outcomes
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to
+
+
+class Submission:
+    """
+    A task on its way into the queue, for a caller that waits for its result already.
+
+    Until its outcome is known, the caller calls :meth:`pursue`, again whenever it was
+    woken and after the seconds that the last call returned.
+    """
+
+    def __init__(
+        self, submitter: Submitter, message: TaskMessage, wake: Callable[[], object]
+    ) -> None:
+        self._submitter = submitter
+        self._message = message
+        self._wake = wake
+        #: Whether the caller wants to be woken by success, too.
+        self.urgent = False
+        self._posting = submitter.post(message, self._told)
+
+    @property
+    def settled(self) -> bool:
+        """Whether its outcome is known."""
+        return self._posting is None
+
+    def pursue(self) -> float:
+        """
+        Do what falls to this caller; return for how many seconds to wait for news.
+
+        Raises why the task was not queued.
+        """
+        posting = self._posting
+        if posting is None:
+            return math.inf
+        pause = posting.pursue()
+        if posting.outcomes is not None:
+            self._posting = None
+            self._submitter.settle(self._message, posting.outcomes[0])
+        return pause
+
+    def succeed(self) -> None:
+        """Its result is there: it was queued, whatever is yet to be heard of that."""
+        if self._posting is not None:
+            self._posting = None
+            self._submitter.settle(self._message, None)
+
+    def withdraw(self) -> None:
+        """Give up; what has been sent stays so."""
+        if self._posting is not None:
+            self._posting.withdraw()
+
+    def _told(self, posting: Posting[Item]) -> None:
+        if self.urgent or posting.outcomes is None or posting.outcomes[0] is not None:
+            self._wake()

@@ -7,6 +7,7 @@ from ._broker import Broker, BrokerStatistics, Outcome
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
 from ._errors import TransportError
+from ._group_commit import Posting
 from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
@@ -57,6 +58,7 @@ __all__ = [
     "OperatorApp",
     "Outage",
     "Outcome",
+    "Posting",
     "PushPlan",
     "PushPolicy",
     "PushRefused",

@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from sandai.op.models import ClientPoolTimeoutError, OperatorError
+from sandai.op.models import OperatorError
 
 from ._app import broker_app
 from ._backend import Reader
@@ -15,7 +15,7 @@ from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
-from ._group_commit import GroupCommit
+from ._group_commit import GroupCommit, Posting, Wake
 from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
@@ -52,15 +52,28 @@ class RedisBroker:
         rendering = Rendering(self)
         for message in messages:
             rendering.add(message)
-        written: Sequence[Outcome] = []
-        if rendering.items:
-            try:
-                written = self._pushes.submit(rendering.items, acquire_timeout)
-            except (TransportError, ClientPoolTimeoutError) as error:
-                written = [error] * len(rendering.items)
+        items = rendering.items
+        written = self._pushes.submit(items, acquire_timeout) if items else []
         outcomes = rendering.outcomes(written)
         self.note_sent(messages, outcomes)
         return outcomes
+
+    def post(
+        self, message: TaskMessage, *, acquire_timeout: float, wake: Wake[Item]
+    ) -> Posting[Item]:
+        """
+        Queue one message for pushing, for a caller that has more to wait for.
+
+        The caller tells :meth:`note_sent` of the outcome. Raises
+        :class:`InvalidTaskError` for a message that is too large.
+        """
+        rendering = Rendering(self)
+        rendering.add(message)
+        if not rendering.items:
+            [refusal] = rendering.outcomes([])
+            assert refusal is not None
+            raise refusal
+        return self._pushes.post(rendering.items, acquire_timeout, wake)
 
     def _push(
         self, connection: RedisConnection, items: Sequence[Item], outcomes: list[Outcome]
