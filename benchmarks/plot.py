@@ -46,6 +46,8 @@ def _bars(axes: Any, groups: list[str], heights: Mapping[str, list[float | None]
     width = 0.8 / len(heights)
     for place, (contestant, values) in enumerate(heights.items()):
         there = [(group, value) for group, value in enumerate(values) if value is not None]
+        if not there:
+            continue
         bars = axes.bar(
             [group + place * width for group, _ in there],
             [value for _, value in there],
@@ -60,7 +62,7 @@ def _bars(axes: Any, groups: list[str], heights: Mapping[str, list[float | None]
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.3g}"
+    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.{0 if value >= 10 else 2}f}"
 
 
 def _growth(axes: Any, results: Results) -> None:
