@@ -91,7 +91,7 @@ def _at_full_speed(name: str, shape: str, concurrency: int, loops: int) -> Scena
         concurrency=concurrency,
         loops=loops,
         requests=Requests(ours=9600, floor=9600, plain_celery=960 * celery, older=96),
-        quick=Requests(ours=4800, floor=4800, plain_celery=480 * celery, older=48),
+        quick=Requests(ours=4800, floor=9600, plain_celery=480 * celery, older=48),
     )
 
 
@@ -131,25 +131,28 @@ def _batch(name: str, shape: str) -> Scenario:
     )
 
 
-def _pending(name: str, shape: str, requests: Requests, quick: Requests) -> Scenario:
-    return Scenario(name=name, shape=shape, requests=requests, quick=quick, wait=(10.0, 4.0))
+def _pending(shape: str, requests: int, quick: bool) -> Scenario:
+    kind = {
+        "pending_batch": "in a batch",
+        "pending_async_batch": "in an async batch",
+        "pending_calls": "coroutines",
+    }[shape]
+    return Scenario(
+        name=f"{requests:,} {kind}",
+        shape=shape,
+        requests=Requests(ours=requests, floor=requests * (shape == "pending_calls")),
+        quick=Requests(ours=requests * quick),
+        wait=(10.0, 3.0),
+    )
 
 
 _PENDING = (
-    _pending("10,000 in a batch", "pending_batch", Requests(ours=10_000), Requests(ours=10_000)),
-    _pending(
-        "10,000 coroutines",
-        "pending_calls",
-        Requests(ours=10_000, floor=10_000),
-        Requests(ours=10_000),
-    ),
-    _pending("100,000 in a batch", "pending_batch", Requests(ours=100_000), Requests()),
-    _pending(
-        "100,000 coroutines",
-        "pending_calls",
-        Requests(ours=100_000, floor=100_000),
-        Requests(ours=50_000),
-    ),
+    _pending("pending_batch", 10_000, quick=True),
+    _pending("pending_batch", 100_000, quick=False),
+    _pending("pending_async_batch", 10_000, quick=False),
+    _pending("pending_async_batch", 100_000, quick=True),
+    _pending("pending_calls", 10_000, quick=True),
+    _pending("pending_calls", 100_000, quick=False),
 )
 
 

@@ -78,19 +78,34 @@ def shapes(create: Create, create_async: Create) -> dict[str, Callable[[Job], No
         asyncio.run(main())
 
     def pending_batch(job: Job) -> None:
+        tasks = _tasks(job)
+
         def wait() -> None:
             with suppress(Exception):  # the client is closed before any answer comes
-                client.batch_collect(submitted)
+                client.batch_sync_detailed(tasks)
 
         with create(**settings(job)) as client:
             client.ping()
             gc.collect()
             tell("ready")
-            submitted = client.batch_submit(_tasks(job))
             thread = threading.Thread(target=wait)
             thread.start()
             stay_pending()
         thread.join()
+
+    def pending_async_batch(job: Job) -> None:
+        tasks = _tasks(job)
+
+        async def main() -> None:
+            async with create_async(**settings(job)) as client:
+                await client.ping()
+                gc.collect()
+                await asyncio.to_thread(tell, "ready")
+                batch = asyncio.create_task(client.batch_sync_detailed(tasks))
+                await asyncio.to_thread(stay_pending)
+            await asyncio.gather(batch, return_exceptions=True)
+
+        asyncio.run(main())
 
     def pending_calls(job: Job) -> None:
         async def main() -> None:
@@ -115,6 +130,7 @@ def shapes(create: Create, create_async: Create) -> dict[str, Callable[[Job], No
         "batch": batch,
         "async_batch": async_batch,
         "pending_batch": pending_batch,
+        "pending_async_batch": pending_async_batch,
         "pending_calls": pending_calls,
     }
 
