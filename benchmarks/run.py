@@ -26,10 +26,12 @@ from local_redis import LocalRedis
 from measuring import Figures, Place, measure
 from report import as_markdown, as_text, tables
 from suite import CONTESTANTS, SCENARIOS, Scenario
-from verdict import Results, breaches, parse, summary
+from verdict import Breach, Results, breaches, parse, summary, to_repeat
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures -->\n", "<!-- end of the figures -->\n"
+REPEAT_UNTIL = 70.0
+"""Seconds into a quick run after which nothing is measured again."""
 OPERATORS = {0.0: "bench", 0.15: "slow"}
 
 
@@ -76,28 +78,52 @@ def place(celery: bool) -> Iterator[Place]:
         yield Place(server.url, backend_url, OPERATORS, pythons(), is_counted=not celery)
 
 
-def run(arguments: argparse.Namespace, chosen: list[Scenario]) -> Results:
+def run(arguments: argparse.Namespace, where: Place, chosen: list[Scenario]) -> Results:
     """Measure the scenarios, in each round all contestants one after the other."""
     results: Results = {}
-    with place(arguments.celery) as where:
-        for scenario in chosen:
-            rounds: dict[str, list[Figures]] = defaultdict(list)
-            numbers = scenario.of(arguments.quick)
-            for _ in range(arguments.rounds):
-                for contestant in CONTESTANTS:
-                    requests = numbers.of(contestant)
-                    if not requests or contestant not in arguments.contestant:
-                        continue
-                    if contestant not in where.pythons:
-                        continue
-                    print(f"\r\033[K{scenario.name}: {contestant}", end="", file=sys.stderr)
-                    rounds[contestant].append(
-                        measure(scenario, contestant, requests, arguments.quick, where)
-                    )
-            if rounds:
-                results[scenario.name] = {name: summary(found) for name, found in rounds.items()}
+    for scenario in chosen:
+        rounds: dict[str, list[Figures]] = defaultdict(list)
+        numbers = scenario.of(arguments.quick)
+        # What pends is watched once: seconds of doing nothing differ little.
+        for _ in range(1 if scenario.wait else arguments.rounds):
+            for contestant in CONTESTANTS:
+                requests = numbers.of(contestant)
+                if not requests or contestant not in arguments.contestant:
+                    continue
+                if contestant not in where.pythons:
+                    continue
+                print(f"\r\033[K{scenario.name}: {contestant}", end="", file=sys.stderr)
+                rounds[contestant].append(
+                    measure(scenario, contestant, requests, arguments.quick, where)
+                )
+        if rounds:
+            results[scenario.name] = {name: summary(found) for name, found in rounds.items()}
     print("\r\033[K", end="", file=sys.stderr)
     return results
+
+
+def run_and_judge(
+    arguments: argparse.Namespace, chosen: list[Scenario]
+) -> tuple[Results, list[Breach]]:
+    """
+    Measure, and return the figures with what was not kept.
+
+    In a quick run what misses a limit is measured a second time, if there is time: once may
+    have been at a bad moment. A budget of connections has no bad moments.
+    """
+    began = time.monotonic()
+    with place(arguments.celery) as where:
+        results = run(arguments, where, chosen)
+        if arguments.celery:
+            return results, []
+        limits = parse((HERE / "limits.toml").read_text("utf-8"))
+        exceeded = breaches(results, (), quick=arguments.quick)
+        again = to_repeat(results, limits, quick=arguments.quick) if arguments.quick else set()
+        for name in sorted(again, key=list(SCENARIOS).index):
+            if time.monotonic() - began < REPEAT_UNTIL:
+                results |= run(arguments, where, [SCENARIOS[name]])
+    missed = breaches(results, limits, quick=arguments.quick)
+    return results, [*(breach for breach in exceeded if breach not in missed), *missed]
 
 
 def main() -> int:
@@ -106,11 +132,17 @@ def main() -> int:
     chosen = [
         scenario
         for name, scenario in SCENARIOS.items()
-        if not arguments.scenario or name in arguments.scenario
+        if (not arguments.scenario or name in arguments.scenario)
+        and not (arguments.celery and scenario.wait)
     ]
-    if arguments.celery:
-        chosen = [scenario for scenario in chosen if scenario.wait is None]
-    results = run(arguments, chosen)
+    results, missed = run_and_judge(arguments, chosen)
+    _keep(arguments, results)
+    for breach in missed:
+        print(f"not kept: {breach}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _keep(arguments: argparse.Namespace, results: Results) -> None:
     found = list(tables(results))
     print("\n\n".join(map(as_text, found)))
     about = _about(arguments)
@@ -122,15 +154,8 @@ def main() -> int:
     if arguments.plot is not None:
         from plot import plot
 
+        arguments.plot.parent.mkdir(exist_ok=True)
         plot(results, arguments.plot)
-    if arguments.celery:
-        return 0
-    missed = breaches(
-        results, parse((HERE / "limits.toml").read_text("utf-8")), quick=arguments.quick
-    )
-    for breach in missed:
-        print(f"not kept: {breach}", file=sys.stderr)
-    return 1 if missed else 0
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +171,7 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
 def _put_into(page: Path, about: dict[str, Any], table: str) -> None:
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    told = f"Measured on {about['measured']} ({about['machine']}), medians of {about['rounds']}."
+    told = f"Measured on {about['measured']} ({about['machine']}), rounds: {about['rounds']}."
     page.write_text(f"{before}{BEGIN}\n{told}\n\n{table}\n\n{END}{after}", "utf-8")
 
 
@@ -162,7 +187,7 @@ def _parse() -> argparse.Namespace:
         help="only this; again for more",
     )
     add("--contestant", action="append", choices=CONTESTANTS, help="only this; again for more")
-    add("--rounds", type=int, help="5 of them, 1 with --quick")
+    add("--rounds", type=int, help="3 of them, 1 with --quick")
     add(
         "--celery",
         action="store_true",
@@ -172,7 +197,7 @@ def _parse() -> argparse.Namespace:
     add("--plot", type=Path, help="a PNG")
     add("--page", type=Path, help="a page of Markdown to put the table into, between its marks")
     arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
     arguments.contestant = arguments.contestant or list(CONTESTANTS)
     return arguments
 

@@ -118,7 +118,7 @@ def budget_breaches(scenario: str, budgets: Limits, ours: Mapping[str, float]) -
 
 
 def breaches(results: Results, limits: Iterable[Limit], *, quick: bool) -> list[Breach]:
-    """Return everything that was not kept."""
+    """Return everything that was not kept, budgets first."""
     found = [
         breach
         for name, by_contestant in results.items()
@@ -127,3 +127,11 @@ def breaches(results: Results, limits: Iterable[Limit], *, quick: bool) -> list[
     return found + [
         breach for limit in limits if (breach := limit.breach(results, quick=quick)) is not None
     ]
+
+
+def to_repeat(results: Results, limits: Iterable[Limit], *, quick: bool) -> set[str]:
+    """Name the scenarios that miss a limit, and those that they stand against."""
+    missed = [limit for limit in limits if limit.breach(results, quick=quick) is not None]
+    return {limit.scenario for limit in missed} | {
+        limit.against for limit in missed if limit.against in SCENARIOS
+    }

@@ -8,7 +8,7 @@ import pytest
 
 from server_view import Connections, count
 from suite import DEFAULT, SCENARIOS
-from verdict import Limit, Results, breaches, budget_breaches, parse, summary
+from verdict import Limit, Results, breaches, budget_breaches, parse, summary, to_repeat
 
 LIMITS = Path(__file__).parents[1] / "benchmarks" / "limits.toml"
 
@@ -76,6 +76,19 @@ def test_what_was_not_measured_is_no_breach() -> None:
     results: Results = {"loop": {"ours": {"rate": 1}}}
     limits = [limit(against="floor", at_least=9), limit(scenario="loops", at_least=9)]
     assert breaches(results, limits, quick=False) == []
+
+
+def test_what_is_measured_again() -> None:
+    """A scenario that misses a limit is, and so is the scenario that it stands against."""
+    results: Results = {
+        name: {"ours": {"rate": rate}}
+        for name, rate in (("growth 4,800", 1.0), ("growth 480", 9.0), ("loop", 9.0))
+    }
+    limits = [
+        limit(scenario="growth 4,800", against="growth 480", at_least=1),
+        limit(at_least=9),
+    ]
+    assert to_repeat(results, limits, quick=True) == {"growth 4,800", "growth 480"}
 
 
 def test_budgets() -> None:
