@@ -33,11 +33,10 @@ Figures = dict[str, float]
 
 @frozen
 class Place:
-    """Where it is measured: the server, the operators' names, the contestants' Pythons."""
+    """Where it is measured: the server, and the contestants' Pythons."""
 
     broker_url: str
     backend_url: str
-    operators: Mapping[float, str]
     pythons: Mapping[str, str]
     #: False where a Celery worker answers: its commands and connections are not told apart.
     is_counted: bool = True
@@ -85,7 +84,7 @@ def measure(
         broker_limit=scenario.limits.broker,
         backend_limit=scenario.limits.backend,
         poll_concurrency=scenario.limits.poll_concurrency,
-        operator="nobody" if scenario.wait else place.operators[scenario.delay],
+        operator="nobody" if scenario.wait else scenario.operator.name,
     )
     with (
         ServerView(place.broker_url) as server,
@@ -100,7 +99,7 @@ def measure(
             figures |= _watch_pending(server, talk, job, scenario.wait[quick])
         else:
             figures |= _watch_work(server, talk, job)
-            if scenario.delay:
+            if scenario.operator.delay:
                 figures["ideal"] = scenario.ideal(requests)
         talk.go_on()
         talk.hear("closed")

@@ -25,14 +25,13 @@ from light_operator import LightOperator
 from local_redis import LocalRedis
 from measuring import Figures, Place, measure
 from report import as_markdown, as_text, tables
-from suite import CONTESTANTS, SCENARIOS, Scenario
+from suite import AT_ONCE, CONTESTANTS, SCENARIOS, SLOW, Operator, Scenario
 from verdict import Breach, Results, breaches, parse, summary, to_repeat
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures -->\n", "<!-- end of the figures -->\n"
 REPEAT_UNTIL = 70.0
 """Seconds into a quick run after which nothing is measured again."""
-OPERATORS = {0.0: "bench", 0.15: "slow"}
 
 
 def pythons() -> dict[str, str]:
@@ -53,29 +52,31 @@ def place(celery: bool) -> Iterator[Place]:
     with ExitStack() as stack:
         server = stack.enter_context(LocalRedis())
         backend_url = server.url.removesuffix("0") + "1"
-        for delay, name in OPERATORS.items():
-            at_once = 32 if delay else 4096
-            if celery:
-                environment = {
-                    "BENCH_BROKER": server.url,
-                    "BENCH_BACKEND": backend_url,
-                    "BENCH_NAME": name,
-                    "BENCH_DELAY": str(delay),
-                }
-                worker = CeleryWorker(
-                    "worker", name, "v1", environment=environment, folders=[HERE], concurrency=32
-                )
-                stack.enter_context(worker)
-            else:
-                operator = LightOperator(
+        for operator in (AT_ONCE, SLOW):
+            stack.enter_context(
+                _worker(operator, server.url, backend_url)
+                if celery
+                else LightOperator(
                     server.url,
                     backend_url=backend_url,
-                    name=name,
-                    delay=delay,
-                    concurrency=at_once,
+                    name=operator.name,
+                    delay=operator.delay,
+                    concurrency=operator.at_once,
                 )
-                stack.enter_context(operator)
-        yield Place(server.url, backend_url, OPERATORS, pythons(), is_counted=not celery)
+            )
+        yield Place(server.url, backend_url, pythons(), is_counted=not celery)
+
+
+def _worker(operator: Operator, broker_url: str, backend_url: str) -> CeleryWorker:
+    environment = {
+        "BENCH_BROKER": broker_url,
+        "BENCH_BACKEND": backend_url,
+        "BENCH_NAME": operator.name,
+        "BENCH_DELAY": str(operator.delay),
+    }
+    return CeleryWorker(
+        "worker", operator.name, "v1", environment=environment, folders=[HERE], concurrency=32
+    )
 
 
 def run(arguments: argparse.Namespace, where: Place, chosen: list[Scenario]) -> Results:

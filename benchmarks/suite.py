@@ -21,6 +21,18 @@ DEFAULT, RELAXED = Limits(8, 8, 4), Limits(32, 32, 32)
 
 
 @frozen
+class Operator:
+    """Who answers: each task takes *delay* seconds, and *at_once* of them run at a time."""
+
+    name: str
+    delay: float
+    at_once: int
+
+
+AT_ONCE, SLOW = Operator("bench", 0.0, 4096), Operator("slow", 0.15, 32)
+
+
+@frozen
 class Requests:
     """How many requests each contestant gets; with none it does not take part."""
 
@@ -39,9 +51,8 @@ class Scenario:
     """
     One kind of load.
 
-    *requests* are those of a full run, *quick* those of a quick one. *delay* (seconds) and
-    *at_once* are the operator's; with a *wait* (seconds, full and quick) there is no operator,
-    and the pending requests are watched for so long.
+    *requests* are those of a full run, *quick* those of a quick one. With a *wait* (seconds,
+    full and quick) no operator answers, and the pending requests are watched for so long.
     """
 
     name: str
@@ -50,8 +61,7 @@ class Scenario:
     quick: Requests = Requests()
     concurrency: int = 1
     loops: int = 1
-    delay: float = 0.0
-    at_once: int = 4096
+    operator: Operator = AT_ONCE
     limits: Limits = DEFAULT
     wait: tuple[float, float] | None = None
 
@@ -61,8 +71,8 @@ class Scenario:
 
     def ideal(self, requests: int) -> float:
         """Return the seconds that the operator alone needs."""
-        at_once = min(self.at_once, self.concurrency * self.loops)
-        return -(-requests // at_once) * self.delay
+        at_once = min(self.operator.at_once, self.concurrency * self.loops)
+        return -(-requests // at_once) * self.operator.delay
 
 
 # The older client's rate is a hundredth of ours: it gets fewer requests, and rates are compared.
@@ -114,8 +124,7 @@ def _slow(name: str, shape: str, concurrency: int, loops: int, limits: Limits) -
         shape=shape,
         concurrency=concurrency,
         loops=loops,
-        delay=0.15,
-        at_once=32,
+        operator=SLOW,
         limits=limits,
         requests=Requests(ours=240, plain_celery=240 * celery, older=96),
         quick=Requests(ours=240 * in_quick),
