@@ -232,7 +232,7 @@ class _Responder:
         heapq.heappush(self._running, (now + delay, next(self._counter), commands))
 
     def _commands(self, key: bytes, document: bytes) -> bytes:
-        """Pack SET and PUBLISH: a fifth of what it costs to have redis-py do it."""
+        """Pack SET and PUBLISH by hand, so as to cost less than the clients that are served."""
         both = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(document), document)
         packed = b"*5\r\n$3\r\nSET\r\n%b$2\r\nEX\r\n$%d\r\n%d\r\n" % (
             both,
