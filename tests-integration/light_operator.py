@@ -12,6 +12,7 @@ import heapq
 import itertools
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ class LightOperator:
     """
     Answer an operator's tasks from a process of its own, until the ``with`` block is left.
 
+    Tasks are taken from `url`, answers go to `backend_url`, which is the same unless it is said.
     Each task takes `delay` seconds, or the seconds in its option ``delay``, and `concurrency` of
     them run at once. The answer echoes the task: its artifacts are the input artifacts and its
     results the options. It is SET, and PUBLISHed where `publish` says so, as `serializer` ("json"
@@ -46,6 +48,7 @@ class LightOperator:
         self,
         url: str,
         *,
+        backend_url: str | None = None,
         name: str = "bench",
         version: str = "v1",
         delay: float = 0.0,
@@ -55,6 +58,7 @@ class LightOperator:
     ) -> None:
         self._settings = {
             "url": url,
+            "backend_url": backend_url or url,
             "name": name,
             "version": version,
             "delay": delay,
@@ -110,11 +114,12 @@ class LightOperator:
 
 
 class _Responder:
-    """What runs in the process: one thread takes tasks, another answers those that are due."""
+    """What runs in the process: one thread that takes tasks and answers those that are due."""
 
     def __init__(
         self,
         url: str,
+        backend_url: str,
         name: str,
         version: str,
         delay: float,
@@ -122,59 +127,81 @@ class _Responder:
         publish: bool,
         serializer: str,
     ) -> None:
-        self._url = url
         self._queues = [f"{priority}.{name}.{version}" for priority in PRIORITIES]
         self._delay = delay
+        self._concurrency = concurrency
         self._publish = publish
         self._encode: Callable[[Any], bytes] = (
             msgpack.packb if serializer == "msgpack" else lambda value: json.dumps(value).encode()
         )
-        self._free = concurrency
-        # Due time, a counter that keeps the order, task id, answer.
-        self._running: list[tuple[float, int, str, bytes]] = []
+        self._tasks = self._connection(url)
+        self._answers = self._connection(backend_url)
+        # How many replies are awaited there: of a BRPOP and perhaps of an RPOP.
+        self._asked = 0
+        self._busiest = self._queues[0]
+        # Due time, a counter that keeps the order, the commands that answer.
+        self._running: list[tuple[float, int, bytes]] = []
         self._counter = itertools.count()
-        self._changed = threading.Condition()
 
-    def connect(self) -> redis.Redis:
-        """Return a connection that waits as long as it takes, and doubles nothing."""
-        return redis.Redis.from_url(
-            self._url,
+    def _connection(self, url: str) -> Any:
+        """Make a connection that waits as long as it takes, and doubles nothing."""
+        pool = redis.ConnectionPool.from_url(
+            url,
             socket_timeout=None,
             retry=None,
             protocol=2,
-            single_connection_client=True,
             client_name="light-operator",
         )
+        return pool.make_connection()
 
-    def take(self, ready: Callable[[], None]) -> None:
-        """Take tasks as long as there is room for them; returns where it cannot even begin."""
-        client = self.connect()
-        client.ping()
+    def run(self, ready: Callable[[], None]) -> None:
+        """Take and answer tasks; returns only where it cannot even begin."""
+        for connection in (self._tasks, self._answers):
+            connection.connect()
         ready()
         while True:
             try:
-                while True:
-                    self._take_some(client)
+                self._ask()
+                messages = self._take()
             except redis.RedisError:
+                self._tasks.disconnect()
+                self._asked = 0
                 time.sleep(0.02)  # nobody tells when a server is back, or a master again
+                messages = []
+            now = time.monotonic()
+            for message in messages:
+                self._start(json.loads(message), now)
+            self._answer()
 
-    def _take_some(self, client: Any) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free)
-            room = self._free
-        popped = client.brpop(self._queues, timeout=0)
-        messages = [popped[1]]
+    def _ask(self) -> None:
+        """Ask for a task, and for more from the queue that had some, in one write."""
+        room = self._concurrency - len(self._running)
+        if self._asked or not room:
+            return
+        commands: list[tuple[str | int, ...]] = [("BRPOP", *self._queues, 0)]
         if room > 1:
-            messages += client.rpop(popped[0], min(room - 1, BATCH)) or []
-        now = time.monotonic()
-        taken = [self._task(json.loads(message), now) for message in messages]
-        with self._changed:
-            self._free -= len(taken)
-            for task in taken:
-                heapq.heappush(self._running, task)
-            self._changed.notify_all()
+            commands.append(("RPOP", self._busiest, min(room - 1, BATCH)))
+        self._tasks.send_packed_command(self._tasks.pack_commands(commands))
+        self._asked = len(commands)
 
-    def _task(self, message: dict[str, Any], now: float) -> tuple[float, int, str, bytes]:
+    def _take(self) -> list[bytes]:
+        """Wait for what was asked for, until the next answer is due; return the messages."""
+        wait = max(0.0, self._running[0][0] - time.monotonic()) if self._running else None
+        if not self._asked:
+            time.sleep(wait or 0)
+            return []
+        # By select(), which is exact to the microsecond; poll() would be to the millisecond.
+        if not select.select([self._tasks._sock], [], [], wait)[0]:
+            return []
+        queue, message = self._tasks.read_response()
+        messages = [message]
+        if self._asked == 2:
+            messages += self._tasks.read_response() or []
+        self._asked = 0
+        self._busiest = queue.decode()
+        return messages
+
+    def _start(self, message: dict[str, Any], now: float) -> None:
         body = base64.b64decode(message["body"])
         is_json = message["content-type"] == "application/json"
         _, kwargs, _ = json.loads(body) if is_json else msgpack.unpackb(body)
@@ -201,42 +228,37 @@ class _Responder:
             "task_id": task_id,
         }
         delay = kwargs.get("options", {}).get("delay", self._delay)
-        return now + delay, next(self._counter), task_id, self._encode(document)
+        commands = self._commands(b"celery-task-meta-" + task_id.encode(), self._encode(document))
+        heapq.heappush(self._running, (now + delay, next(self._counter), commands))
 
-    def answer(self) -> None:
-        """Answer what is due; never returns."""
-        while True:
-            due = self._due()
-            while True:
-                try:
-                    self._write(due)
-                    break
-                except redis.RedisError:
-                    time.sleep(0.02)
-            with self._changed:
-                self._free += len(due)
-                self._changed.notify_all()
+    def _commands(self, key: bytes, document: bytes) -> bytes:
+        """Pack SET and PUBLISH by hand, so as to cost less than the clients that are served."""
+        both = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(document), document)
+        packed = b"*5\r\n$3\r\nSET\r\n%b$2\r\nEX\r\n$%d\r\n%d\r\n" % (
+            both,
+            len(str(EXPIRY)),
+            EXPIRY,
+        )
+        return packed + b"*3\r\n$7\r\nPUBLISH\r\n" + both if self._publish else packed
 
-    def _due(self) -> list[tuple[float, int, str, bytes]]:
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                due: list[tuple[float, int, str, bytes]] = []
-                while self._running and self._running[0][0] <= now and len(due) < BATCH:
-                    due.append(heapq.heappop(self._running))
-                if due:
-                    return due
-                self._changed.wait(self._running[0][0] - now if self._running else None)
-
-    def _write(self, due: list[tuple[float, int, str, bytes]]) -> None:
-        client = self._answers = getattr(self, "_answers", None) or self.connect()
-        with client.pipeline(transaction=False) as pipeline:
-            for _, _, task_id, document in due:
-                key = f"celery-task-meta-{task_id}"
-                pipeline.set(key, document, ex=EXPIRY)
-                if self._publish:
-                    pipeline.publish(key, document)
-            pipeline.execute()
+    def _answer(self) -> None:
+        """Answer what is due, as often as it takes until Redis has it."""
+        now = time.monotonic()
+        due: list[bytes] = []
+        while self._running and self._running[0][0] <= now and len(due) < BATCH:
+            due.append(heapq.heappop(self._running)[2])
+        while due:
+            try:
+                self._answers.send_packed_command([b"".join(due)])
+                # The next question goes along: its reply is there when these have been read.
+                with contextlib.suppress(redis.RedisError):
+                    self._ask()
+                for _ in range(len(due) * (2 if self._publish else 1)):
+                    self._answers.read_response()
+                return
+            except redis.RedisError:
+                self._answers.disconnect()
+                time.sleep(0.02)
 
 
 def main() -> None:
@@ -247,9 +269,8 @@ def main() -> None:
         sys.stdin.read()
         os._exit(0)
 
-    for target in (responder.answer, until_the_parent_ends):
-        threading.Thread(target=target, daemon=True).start()
-    responder.take(lambda: print("ready", flush=True))
+    threading.Thread(target=until_the_parent_ends, daemon=True).start()
+    responder.run(lambda: print("ready", flush=True))
 
 
 if __name__ == "__main__":
