@@ -111,14 +111,14 @@ class _Counted(Awaitable[R]):
                 resume = self._coroutine.throw
 
 
-async def every_cut(first: int = 0) -> AsyncIterator[Cut]:
+async def every_cut() -> AsyncIterator[Cut]:
     """Yield a cut at each step and moment, until there is no such step; at least one there is."""
     for when in When:
-        for step in range(first, MOST_STEPS):
+        for step in range(MOST_STEPS):
             cut = Cut(step, when)
             yield cut
             if not cut.reached:
                 break
         else:
             raise AssertionError(f"more than {MOST_STEPS} steps")
-        assert step > first, "it never suspended"
+        assert step > 0, "it never suspended"

@@ -232,6 +232,25 @@ async def forget(client: AsyncOperatorClient) -> Call:
     return handle.forget
 
 
+async def ping(client: AsyncOperatorClient) -> Call:
+    """Ping."""
+
+    async def call() -> None:
+        assert await client.ping()
+
+    return call
+
+
+async def quick_ping(client: AsyncOperatorClient) -> Call:
+    """Ping on a connection of its own, beside an open one."""
+    await warm(client)
+
+    async def call() -> None:
+        assert await client.ping(timeout=PROMPT)
+
+    return call
+
+
 async def probe(client: AsyncOperatorClient) -> Call:
     """Probe."""
 
@@ -263,6 +282,8 @@ SCENARIOS: list[Callable[[AsyncOperatorClient], Awaitable[Call]]] = [
     ready,
     state,
     forget,
+    ping,
+    quick_ping,
     probe,
     desc,
 ]
@@ -430,7 +451,7 @@ def test_a_task_of_ours(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        async for cut in every_cut(first=1 if name == "push" else 0):
+        async for cut in every_cut():
             async with client_of(operated, limit) as client:
                 loop.set_task_factory(cut.task_factory(f"sandai-op-{name}"))
                 calls: list[tuple[str, Coroutine[Any, Any, None]]] = [
