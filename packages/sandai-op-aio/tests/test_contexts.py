@@ -14,7 +14,7 @@ from celery import signals
 from sandai.op.aio import AsyncOperatorClient
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
 
     from conftest import RespServer
 
@@ -123,15 +123,9 @@ def test_our_tasks_run_in_nobody_s_context(server: RespServer) -> None:
     """The tasks that work for all carry nothing of the caller that happened to start them."""
     ours: list[tuple[asyncio.Task[Any], Context | None]] = []
 
-    def make(
-        loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, Any],
-        *,
-        context: Context | None = None,
-        **kwargs: Any,
-    ) -> asyncio.Task[Any]:
-        task = asyncio.Task(coroutine, loop=loop, context=context, **kwargs)
-        ours.append((task, context))
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **kwargs)
+        ours.append((task, kwargs.get("context")))
         return task
 
     async def main() -> None:

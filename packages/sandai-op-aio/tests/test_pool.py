@@ -326,6 +326,72 @@ def test_a_collected_coroutine_takes_no_lock(connector: RedisConnector) -> None:
     asyncio.run(main())
 
 
+def test_tidying_that_is_collected_takes_no_lock(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """The pool's own task, closed by its finalizer with a closed loop, waits for nobody."""
+
+    async def use(pool: LoopPool) -> Any:
+        async with await pool.acquire():
+            pass
+        tidying = pool._tidy()
+        tidying.send(None)
+        return tidying
+
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+    tidying = loop.run_until_complete(use(pool))
+    if pool._tidying is not None:
+        pool._tidying._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    collecting = threading.Thread(target=tidying.close)
+    with pool.limiter._lock:
+        # In a thread, so that it fails here, and does not hang, where it waits for the lock.
+        collecting.start()
+        collecting.join(5)
+        assert not collecting.is_alive()
+    assert pool.limiter.idle_count(pool) == 1
+    assert not pool.tend(time.monotonic())
+    assert pool.limiter.idle_count(pool) == 0
+
+
+def test_what_idles_elsewhere_is_to_be_had_at_once(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """Without patience too, another loop's idle connection makes room; a leased one does not."""
+    limiter = Limiter("p", 1)
+    idle, over = threading.Event(), threading.Event()
+
+    async def keep() -> None:
+        pool = LoopPool(limiter, connector, asyncio.get_running_loop())
+        async with await pool.acquire():
+            pass
+        idle.set()
+        await asyncio.to_thread(over.wait, 10)
+
+    async def take() -> None:
+        pool = LoopPool(limiter, connector, asyncio.get_running_loop())
+        assert pool.try_acquire() is None
+        lease = pool.acquire_now()
+        assert lease is not None
+        async with lease as connection:
+            assert await connection.execute([("PING",)]) == [b"PONG"]
+            assert LoopPool(limiter, connector, asyncio.get_running_loop()).acquire_now() is None
+            assert limiter.statistics().waiting == 0
+        await until(lambda: server.connected == 1)
+        pool.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        keeping = threads.submit(asyncio.run, keep())
+        assert idle.wait(10)
+        try:
+            asyncio.run(take())
+        finally:
+            over.set()
+        keeping.result(timeout=5)
+    assert settled(limiter)
+
+
 def test_a_loop_that_does_not_run_keeps_nobody_waiting(
     server: RespServer, connector: RedisConnector
 ) -> None:
