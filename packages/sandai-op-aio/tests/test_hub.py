@@ -257,3 +257,25 @@ async def test_looking_once_at_a_server_slow_to_delete(server: RespServer) -> No
         assert [type(result.error) for result in found] == [InvalidTaskStatusError] * 2
         assert took < 2
         await until(lambda: not server.stored)
+
+
+@pytest.mark.asyncio
+async def test_slow_deletions_hold_back_no_later_result(server: RespServer) -> None:
+    """Nor are the results that come while a deletion is under way."""
+    slow = slow_to_delete(server)
+    answer = server.answer
+    refusal = b"-NOPERM this user has no permissions to run the 'subscribe' command\r\n"
+    server.answer = lambda command: refusal if command[0] == b"SUBSCRIBE" else answer(command)
+    try:
+        async with hub_of(server, io_timeout=5.0) as hub:
+            mailbox = waiting(hub, "a", "b", delete=True)
+            await until(lambda: hub.statistics().sweeps > 1)
+            for task_id in ("a", "b"):
+                server.store(task_id, publish=False)
+                began = time.monotonic()
+                assert await got(mailbox) == task_id
+                assert time.monotonic() - began < 1.5
+            slow.set()
+            await until(lambda: not server.stored)
+    finally:
+        slow.set()
