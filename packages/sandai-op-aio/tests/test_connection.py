@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sandai.op.aio import _redis
+from sandai.op.aio._ending import end
 from sandai.op.aio._redis import open_connection
 
 if TYPE_CHECKING:
@@ -175,3 +177,20 @@ def test_ended_from_everywhere_at_once(server: RespServer, connector: RedisConne
         await until(lambda: server.connected == 0)
 
     asyncio.run(main())
+
+
+def test_closed_in_the_last_turn_of_a_loop(server: RespServer, connector: RedisConnector) -> None:
+    """A loop that is closed before it has freed a transport leaves none unfreed."""
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(open_connection(connector))
+    transport = connection.redis._writer.transport
+    # As when it comes from a thread in the very turn in which the loop ends.
+    loop.call_soon(end, connection, loop)
+    loop.call_soon(loop.call_soon, loop.stop)
+    loop.run_forever()
+    assert connection.closed
+    loop.close()
+    deadline = time.monotonic() + 3
+    while transport._sock is not None:
+        assert time.monotonic() < deadline, "nobody frees it: a ResourceWarning when collected"
+        time.sleep(0.01)
