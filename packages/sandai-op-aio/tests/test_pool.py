@@ -326,6 +326,44 @@ def test_a_collected_coroutine_takes_no_lock(connector: RedisConnector) -> None:
     asyncio.run(main())
 
 
+def test_a_collected_coroutine_that_was_connecting(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """Collected with its loop in the middle of the handshake, it takes no lock and is silent."""
+    # It answers nothing: the client waits for the reply to its first command.
+    server.answer = lambda _: b""
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+
+    async def hold() -> None:
+        async with await pool.acquire():
+            raise AssertionError("it cannot connect")
+
+    task = loop.create_task(hold())
+    loop.run_until_complete(until(lambda: server.commands))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    raised: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            task.get_coro().close()
+        except BaseException as error:
+            raised.append(error)
+
+    collecting = threading.Thread(target=collect)
+    with pool.limiter._lock:
+        # In a thread, so that it fails here, and does not hang, where it waits for the lock.
+        collecting.start()
+        collecting.join(5)
+        locks = collecting.is_alive()
+    collecting.join(5)
+    assert (locks, raised) == (False, [])
+    pool.tend(time.monotonic())
+    assert settled(pool.limiter)
+
+
 def test_tidying_that_is_collected_takes_no_lock(
     server: RespServer, connector: RedisConnector
 ) -> None:
