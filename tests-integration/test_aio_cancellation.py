@@ -7,13 +7,14 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from light_operator import LightOperator
 from loops import LOOPS, eventually, run
-from sandai.op.aio import AsyncOperatorClient, AsyncTaskHandle
-from sandai.op.models import ClientClosedError, OperatorConnectionError
+from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, AsyncTaskHandle
+from sandai.op.models import ClientClosedError, OperatorConnectionError, TaskTimeoutError
 from sandai.op.transport import statistics
 from stepping import Cut, every_cut
 from watching import connections, open_redis
@@ -183,13 +184,25 @@ async def batch_sync_detailed(client: AsyncOperatorClient) -> Call:
     return call
 
 
-async def batch_expires(client: AsyncOperatorClient) -> Call:
-    """Give up on many."""
+async def batch_in_vain(client: AsyncOperatorClient) -> Call:
+    """Wait for many that nobody answers, and give up."""
+    handles = [await client.attach(str(uuid4())) for _ in range(TASKS)]
 
     async def call() -> None:
-        tasks: Tasks = [([], {**fresh(), "delay": 1}) for _ in range(TASKS)]
-        found = await client.batch_sync_detailed(tasks, timeout=0.01)
-        assert not any(result.success for result in found)
+        submissions = [AsyncSubmittedTask(*pair) for pair in enumerate(handles)]
+        found = await client.batch_collect(submissions, timeout=0.02)
+        assert [type(result.error) for result in found] == [TaskTimeoutError] * TASKS
+
+    return call
+
+
+async def get_in_vain(client: AsyncOperatorClient) -> Call:
+    """Wait for a reply that does not come, and give up."""
+    handle = await client.attach(str(uuid4()))
+
+    async def call() -> None:
+        with pytest.raises(TaskTimeoutError):
+            await handle.get(timeout=0.02)
 
     return call
 
@@ -277,8 +290,9 @@ SCENARIOS: list[Callable[[AsyncOperatorClient], Awaitable[Call]]] = [
     batch_collect,
     batch_collect_once,
     batch_sync_detailed,
-    batch_expires,
+    batch_in_vain,
     get,
+    get_in_vain,
     ready,
     state,
     forget,
