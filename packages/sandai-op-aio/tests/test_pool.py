@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -127,6 +128,23 @@ def test_idle_ones_are_closed(
     deadline = time.monotonic() + 1
     while server.connected:
         assert time.monotonic() < deadline
+
+
+def test_idle_ones_go_with_the_run(server: RespServer, connector: RedisConnector) -> None:
+    """When asyncio.run() is over none is open, though it ends in the turn in which one idles."""
+    pools: list[LoopPool] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pools.append(LoopPool(Limiter("p", 1), connector, loop))
+        lease = await pools[0].acquire()
+        await lease.open()
+        # The loop's last turn but those in which the tasks are cancelled.
+        loop.call_soon(partial(lease.give_back, keep=True))
+
+    asyncio.run(main())
+    # At once: the janitor comes round only half a second later.
+    assert pools[0].limiter.idle_count(pools[0]) == 0
 
 
 def test_a_loop_that_was_closed(server: RespServer, connector: RedisConnector) -> None:
