@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -180,6 +182,30 @@ def test_a_loop_that_was_closed(server: RespServer, connector: RedisConnector) -
     assert limiter.statistics().in_use == 0
     owner = Owner()
     assert [limiter.try_acquire(owner)[0] for _ in range(3)] == [True, True, False]
+
+
+def test_a_closed_loop_is_let_go(server: RespServer, connector: RedisConnector) -> None:
+    """Not even a connection that was waiting for a reply as its loop was closed holds the loop."""
+    server.answer = lambda command: b"" if command[0] == b"GET" else None
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+
+    async def ask() -> None:
+        async with await pool.acquire() as connection:
+            await connection.execute([("GET", "x")])
+
+    task = loop.create_task(ask())
+    loop.run_until_complete(until(lambda: server.seen(b"GET")))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    gone = weakref.ref(loop)
+    # First the janitor comes by, then the coroutine's finalizer.
+    assert not pool.tend(time.monotonic())
+    task.get_coro().close()
+    del task, loop
+    gc.collect()
+    assert gone() is None
+    assert settled(pool.limiter)
 
 
 def test_evicting_from_a_closed_loop(server: RespServer, connector: RedisConnector) -> None:
