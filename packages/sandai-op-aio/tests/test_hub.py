@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, _hub
 from sandai.op.aio._hub import LoopHub
+from sandai.op.aio._looks import looks_of
 from sandai.op.aio._mailbox import Mailbox
 from sandai.op.models import InvalidTaskStatusError
 from sandai.op.transport import RedisBackend, resolve
@@ -279,3 +282,27 @@ async def test_slow_deletions_hold_back_no_later_result(server: RespServer) -> N
             await until(lambda: not server.stored)
     finally:
         slow.set()
+
+
+# As of every task that was never begun.
+@pytest.mark.filterwarnings("ignore:coroutine 'Flusher._flush' was never awaited:RuntimeWarning")
+def test_a_loop_closed_before_a_look_began(server: RespServer) -> None:
+    """A look that was asked for in a loop's last turn does not keep the closed loop."""
+    loop = asyncio.new_event_loop()
+    looks = looks_of(backend_of(server), loop)
+
+    async def main() -> asyncio.Task[object]:
+        # It asks in the next turn, which is the last.
+        return asyncio.create_task(looks.look(["a"], patience=5.0))
+
+    task = loop.run_until_complete(main())
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    gone = weakref.ref(loop)
+    del task, loop, main
+    deadline = time.monotonic() + 3
+    while gone() is not None:
+        assert time.monotonic() < deadline, "it is held by what it was to do"
+        gc.collect()
+        time.sleep(0.02)
+    looks.close()
