@@ -191,6 +191,8 @@ def test_closed_in_the_last_turn_of_a_loop(server: RespServer, connector: RedisC
     assert connection.closed
     loop.close()
     deadline = time.monotonic() + 3
-    while transport._sock is not None:
-        assert time.monotonic() < deadline, "nobody frees it: a ResourceWarning when collected"
+    while transport._sock is not None and time.monotonic() < deadline:
         time.sleep(0.01)
+    if transport._sock is not None:
+        transport._call_connection_lost(None)  # or the next test has the ResourceWarning
+        pytest.fail("nobody freed it")
