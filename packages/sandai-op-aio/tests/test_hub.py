@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import time
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sandai.op.aio import _hub
+from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, _hub
 from sandai.op.aio._hub import LoopHub
+from sandai.op.aio._looks import looks_of
 from sandai.op.aio._mailbox import Mailbox
+from sandai.op.models import InvalidTaskStatusError
 from sandai.op.transport import RedisBackend, resolve
 
 if TYPE_CHECKING:
@@ -204,3 +209,102 @@ async def test_a_failure_of_ours_ends_no_wait(
         server.store("a", publish=False)
         assert await got(mailbox) == "a"
     assert caplog.text.count("failed unexpectedly") == 1
+
+
+def slow_to_delete(server: RespServer) -> threading.Event:
+    """Have a server answer no DEL until the event is set."""
+    event = threading.Event()
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command[0] == b"DEL":
+            event.wait(10)
+        return None
+
+    server.answer = answer
+    return event
+
+
+@pytest.mark.asyncio
+async def test_slow_deletions_hold_back_no_result(server: RespServer) -> None:
+    """Without push, results are handed over although the server is slow to delete them."""
+    slow = slow_to_delete(server)
+    try:
+        async with hub_of(server, backend_pool_limit=1, io_timeout=5.0) as hub:
+            mailbox = waiting(hub, "a", delete=True)
+            await until(lambda: hub.statistics().sweeps > 1)
+            server.store("a", publish=False)
+            began = time.monotonic()
+            assert await got(mailbox) == "a"
+            assert time.monotonic() - began < 1.5
+            assert len(server.seen(b"DEL")) == 1
+            slow.set()
+            await until(lambda: not server.stored)
+    finally:
+        slow.set()
+
+
+@pytest.mark.asyncio
+async def test_looking_once_at_a_server_slow_to_delete(server: RespServer) -> None:
+    """What was found is returned although the server is slow to delete it."""
+    slow = slow_to_delete(server)
+    async with AsyncOperatorClient("op", "v1", server.url) as client:
+        submissions = []
+        for number, task_id in enumerate(["a", "b"]):
+            submissions.append(AsyncSubmittedTask(number, await client.attach(task_id)))
+            server.store(task_id, publish=False)
+        began = time.monotonic()
+        try:
+            # What these results are matters to nobody here; that they were read does.
+            found = await client.batch_collect(submissions, timeout=0)
+            took = time.monotonic() - began
+        finally:
+            slow.set()
+        assert [type(result.error) for result in found] == [InvalidTaskStatusError] * 2
+        assert took < 2
+        await until(lambda: not server.stored)
+
+
+@pytest.mark.asyncio
+async def test_slow_deletions_hold_back_no_later_result(server: RespServer) -> None:
+    """Nor are the results that come while a deletion is under way."""
+    slow = slow_to_delete(server)
+    answer = server.answer
+    refusal = b"-NOPERM this user has no permissions to run the 'subscribe' command\r\n"
+    server.answer = lambda command: refusal if command[0] == b"SUBSCRIBE" else answer(command)
+    try:
+        async with hub_of(server, io_timeout=5.0) as hub:
+            mailbox = waiting(hub, "a", "b", delete=True)
+            await until(lambda: hub.statistics().sweeps > 1)
+            for task_id in ("a", "b"):
+                server.store(task_id, publish=False)
+                began = time.monotonic()
+                assert await got(mailbox) == task_id
+                assert time.monotonic() - began < 1.5
+            slow.set()
+            await until(lambda: not server.stored)
+    finally:
+        slow.set()
+
+
+# As of every task that was never begun.
+@pytest.mark.filterwarnings("ignore:coroutine 'Flusher._flush' was never awaited:RuntimeWarning")
+def test_a_loop_closed_before_a_look_began(server: RespServer) -> None:
+    """A look that was asked for in a loop's last turn does not keep the closed loop."""
+    loop = asyncio.new_event_loop()
+    looks = looks_of(backend_of(server), loop)
+
+    async def main() -> asyncio.Task[object]:
+        # It asks in the next turn, which is the last.
+        return asyncio.create_task(looks.look(["a"], patience=5.0))
+
+    task = loop.run_until_complete(main())
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    gone = weakref.ref(loop)
+    del task, loop, main
+    deadline = time.monotonic() + 3
+    while gone() is not None:
+        assert time.monotonic() < deadline, "it is held by what it was to do"
+        gc.collect()
+        time.sleep(0.02)
+    looks.close()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,6 +132,23 @@ def test_idle_ones_are_closed(
         assert time.monotonic() < deadline
 
 
+def test_idle_ones_go_with_the_run(server: RespServer, connector: RedisConnector) -> None:
+    """When asyncio.run() is over none is open, though it ends in the turn in which one idles."""
+    pools: list[LoopPool] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pools.append(LoopPool(Limiter("p", 1), connector, loop))
+        lease = await pools[0].acquire()
+        await lease.open()
+        # The loop's last turn but those in which the tasks are cancelled.
+        loop.call_soon(partial(lease.give_back, keep=True))
+
+    asyncio.run(main())
+    # At once: the janitor comes round only half a second later.
+    assert pools[0].limiter.idle_count(pools[0]) == 0
+
+
 def test_a_loop_that_was_closed(server: RespServer, connector: RedisConnector) -> None:
     """Its idle and leased connections are closed, and its tickets' grants passed on."""
     limiter = Limiter("p", 2)
@@ -162,6 +182,30 @@ def test_a_loop_that_was_closed(server: RespServer, connector: RedisConnector) -
     assert limiter.statistics().in_use == 0
     owner = Owner()
     assert [limiter.try_acquire(owner)[0] for _ in range(3)] == [True, True, False]
+
+
+def test_a_closed_loop_is_let_go(server: RespServer, connector: RedisConnector) -> None:
+    """Not even a connection that was waiting for a reply as its loop was closed holds the loop."""
+    server.answer = lambda command: b"" if command[0] == b"GET" else None
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+
+    async def ask() -> None:
+        async with await pool.acquire() as connection:
+            await connection.execute([("GET", "x")])
+
+    task = loop.create_task(ask())
+    loop.run_until_complete(until(lambda: server.seen(b"GET")))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    gone = weakref.ref(loop)
+    # First the janitor comes by, then the coroutine's finalizer.
+    assert not pool.tend(time.monotonic())
+    task.get_coro().close()
+    del task, loop
+    gc.collect()
+    assert gone() is None
+    assert settled(pool.limiter)
 
 
 def test_evicting_from_a_closed_loop(server: RespServer, connector: RedisConnector) -> None:
@@ -324,6 +368,110 @@ def test_a_collected_coroutine_takes_no_lock(connector: RedisConnector) -> None:
         assert settled(pool.limiter)
 
     asyncio.run(main())
+
+
+def test_a_collected_coroutine_that_was_connecting(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """Collected with its loop in the middle of the handshake, it takes no lock and is silent."""
+    # It answers nothing: the client waits for the reply to its first command.
+    server.answer = lambda _: b""
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+
+    async def hold() -> None:
+        async with await pool.acquire():
+            raise AssertionError("it cannot connect")
+
+    task = loop.create_task(hold())
+    loop.run_until_complete(until(lambda: server.commands))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    raised: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            task.get_coro().close()
+        except BaseException as error:
+            raised.append(error)
+
+    collecting = threading.Thread(target=collect)
+    with pool.limiter._lock:
+        # In a thread, so that it fails here, and does not hang, where it waits for the lock.
+        collecting.start()
+        collecting.join(5)
+        locks = collecting.is_alive()
+    collecting.join(5)
+    assert (locks, raised) == (False, [])
+    pool.tend(time.monotonic())
+    assert settled(pool.limiter)
+
+
+def test_tidying_that_is_collected_takes_no_lock(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """The pool's own task, closed by its finalizer with a closed loop, waits for nobody."""
+
+    async def use(pool: LoopPool) -> Any:
+        async with await pool.acquire():
+            pass
+        tidying = pool._tidy()
+        tidying.send(None)
+        return tidying
+
+    loop = asyncio.new_event_loop()
+    pool = LoopPool(Limiter("p", 1), connector, loop)
+    tidying = loop.run_until_complete(use(pool))
+    if pool._tidying is not None:
+        pool._tidying._log_destroy_pending = False  # type: ignore[attr-defined]  # meant to be
+    loop.close()
+    collecting = threading.Thread(target=tidying.close)
+    with pool.limiter._lock:
+        # In a thread, so that it fails here, and does not hang, where it waits for the lock.
+        collecting.start()
+        collecting.join(5)
+        assert not collecting.is_alive()
+    assert pool.limiter.idle_count(pool) == 1
+    assert not pool.tend(time.monotonic())
+    assert pool.limiter.idle_count(pool) == 0
+
+
+def test_what_idles_elsewhere_is_to_be_had_at_once(
+    server: RespServer, connector: RedisConnector
+) -> None:
+    """Without patience too, another loop's idle connection makes room; a leased one does not."""
+    limiter = Limiter("p", 1)
+    idle, over = threading.Event(), threading.Event()
+
+    async def keep() -> None:
+        pool = LoopPool(limiter, connector, asyncio.get_running_loop())
+        async with await pool.acquire():
+            pass
+        idle.set()
+        await asyncio.to_thread(over.wait, 10)
+
+    async def take() -> None:
+        pool = LoopPool(limiter, connector, asyncio.get_running_loop())
+        assert pool.try_acquire() is None
+        lease = pool.acquire_now()
+        assert lease is not None
+        async with lease as connection:
+            assert await connection.execute([("PING",)]) == [b"PONG"]
+            assert LoopPool(limiter, connector, asyncio.get_running_loop()).acquire_now() is None
+            assert limiter.statistics().waiting == 0
+        await until(lambda: server.connected == 1)
+        pool.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        keeping = threads.submit(asyncio.run, keep())
+        assert idle.wait(10)
+        try:
+            asyncio.run(take())
+        finally:
+            over.set()
+        keeping.result(timeout=5)
+    assert settled(limiter)
 
 
 def test_a_loop_that_does_not_run_keeps_nobody_waiting(
