@@ -96,27 +96,34 @@ def test_signals_in_a_worker_thread() -> None:
     assert threading.get_ident() not in {thread for _, thread in heard.values()}
 
 
-def test_a_receiver_changes_its_own_context_only(server: RespServer) -> None:
-    """What a receiver sets is seen neither by the submitter nor by the next submission."""
+def test_receivers_share_the_submitter_s_context(server: RespServer) -> None:
+    """What a receiver sets before the publishing is there after it, as in Celery's own."""
     seen = []
 
     def before(**_: Any) -> None:
-        seen.append(_request.get("nobody's"))
         _request.set("the receiver's")
+
+    def after(**_: Any) -> None:
+        seen.append(_request.get("nobody's"))
+
+    async def submit(client: AsyncOperatorClient) -> None:
+        await client.async_call([], {})
+        assert _request.get() == "the receiver's"
 
     async def main() -> None:
         async with AsyncOperatorClient("op", "v1", server.url) as client:
-            for _ in range(2):
-                await client.async_call([], {})
+            await asyncio.gather(submit(client), submit(client))
             with pytest.raises(LookupError):
                 _request.get()
 
     signals.before_task_publish.connect(before)
+    signals.after_task_publish.connect(after)
     try:
         asyncio.run(main())
     finally:
         signals.before_task_publish.disconnect(before)
-    assert seen == ["nobody's", "nobody's"]
+        signals.after_task_publish.disconnect(after)
+    assert seen == ["the receiver's"] * 2
 
 
 def test_our_tasks_run_in_nobody_s_context(server: RespServer) -> None:

@@ -8,7 +8,7 @@ from contextvars import copy_context
 from typing import Any
 
 from sandai.op.models import OperatorError
-from sandai.op.transport import Limiter, RedisConnector, TransportError
+from sandai.op.transport import Limiter, RedisConnector, TransportError, watch
 
 from ._pool import LoopPool
 from ._redis import LoopConnection
@@ -116,6 +116,7 @@ class Flusher:
         if self._acquiring is None:
             # Its first step is a turn away: what becomes ready in this one comes along.
             task = self._acquiring = spawn(self._flush(), self._name)
+            watch(self.pool)  # should the loop close before that
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 

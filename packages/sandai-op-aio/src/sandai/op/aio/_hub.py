@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from weakref import ref
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
@@ -59,6 +60,7 @@ class LoopHub:
             backend, loop, self._table, self._outage, self._received, self._wake
         )
         self._task: asyncio.Task[None] | None = None
+        self._deleting: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._asleep_until = 0.0
         self._closing = False
@@ -118,7 +120,7 @@ class LoopHub:
         """Let go of a closed loop's tasks; the janitor calls it."""
         loop = self._loop()
         if loop is None or loop.is_closed():
-            self._task = self._push.line = None
+            self._task = self._deleting = self._push.line = None
             self._woken = asyncio.Event()
             self._settled.clear()
             for waiter in self._table.clear():
@@ -160,7 +162,7 @@ class LoopHub:
                 idle_since = now
             if now - idle_since >= IDLE_SECONDS:
                 self._push.close()
-                await self._apply_changes()
+                await self._apply_changes(_PATIENCE)
                 if not len(self._table):
                     return
                 continue
@@ -245,9 +247,7 @@ class LoopHub:
         try:
             # Deletions go out before anybody is told: who has the result finds no key. But
             # nobody waits long for a server that is slow to delete.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SHORTEST):
-                    await self._apply_changes()
+            await self._apply_changes(SHORTEST)
         finally:
             # Whatever happens: nobody else will tell them.
             _deliver(settled)
@@ -263,23 +263,38 @@ class LoopHub:
         finally:
             _deliver(settled)
 
-    async def _apply_changes(self) -> None:
-        """Without a line: delete what is to be deleted."""
+    async def _apply_changes(self, patience: float = 0.0) -> None:
+        """
+        Without a line: have deleted what is to be deleted.
+
+        Waits *patience* seconds for it, no longer: results go on, however slowly a
+        server deletes.
+        """
         changes = self._table.changes()
         if changes.join:
             self._schedule.look_soon()
-        if not changes.delete:
-            return
+        if changes.delete:
+            if self._deleting is None and self._deletions.try_now(time.monotonic()):
+                self._deleting = spawn(self._delete(changes.delete), "delete")
+                self._deleting.add_done_callback(partial(self._deleted, changes.delete))
+            else:
+                self._table.delete(changes.delete[-_MOST_DELETIONS:])
+        if self._deleting is not None and patience:
+            await asyncio.wait([self._deleting], timeout=patience)
+
+    async def _delete(self, task_ids: Sequence[str]) -> None:
         try:
-            if self._deletions.try_now(time.monotonic()):
-                await self.looks.delete(changes.delete, patience=_PATIENCE)
-                self._deletions.worked()
-                changes.delete.clear()
+            await self.looks.delete(task_ids, patience=_PATIENCE)
+            self._deletions.worked()
         except (TransportError, ClientPoolTimeoutError) as error:
             self._deletions.failed(error, time.monotonic())
-        finally:
-            if changes.delete:
-                self._table.delete(changes.delete[-_MOST_DELETIONS:])
+            self._table.delete(task_ids[-_MOST_DELETIONS:])
+
+    def _deleted(self, task_ids: Sequence[str], task: "asyncio.Task[None]") -> None:
+        if self._deleting is task:
+            self._deleting = None
+        if task.cancelled():
+            self._table.delete(task_ids[-_MOST_DELETIONS:])
 
 
 def _deliver(settled: Sequence[tuple[ResultDocument, list[Waiter]]]) -> None:

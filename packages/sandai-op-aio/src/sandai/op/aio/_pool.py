@@ -11,7 +11,7 @@ from weakref import ref
 
 from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
-from ._ending import end
+from ._ending import close, end
 from ._redis import LoopConnection, open_connection
 from ._turns import call_on, spawn
 
@@ -45,7 +45,7 @@ class Lease:
     ) -> None:
         if kind is GeneratorExit:
             # A coroutine that is collected, inside whatever lock: the janitor sees to it.
-            self._pool.dropped.append(self)
+            self._pool.drop(self)
         else:
             self.give_back(keep=kind is None and self.io_timeout is None)
 
@@ -54,7 +54,7 @@ class Lease:
         try:
             return await self._connect()
         except GeneratorExit:
-            self._pool.dropped.append(self)
+            self._pool.drop(self)
             raise
         except BaseException:
             self.give_back(keep=False)
@@ -68,7 +68,7 @@ class Lease:
         connection = self.connection
         if connection is not None and not (self.io_timeout is None and connection.usable):
             self.connection = None
-            connection.close()
+            self._pool.close_connection(connection)
         if self.connection is None:
             self.connection = await self._pool.open(self.io_timeout)
         return self.connection
@@ -100,7 +100,7 @@ class LoopPool:
         self._leases: set[Lease] = set()
         self._tickets: set[Future[Any]] = set()
         #: Leases of coroutines that were collected; their finalizers may not lock.
-        self.dropped: deque[Lease] = deque()
+        self._dropped: deque[Lease] = deque()
         self._tidying: asyncio.Task[None] | None = None
         self._closed = self._ended = False
 
@@ -163,6 +163,10 @@ class LoopPool:
         """Open a connection for a lease; raises :class:`TransportError`."""
         return await open_connection(self._connector, protocol=self._protocol, timeout=timeout)
 
+    def close_connection(self, connection: LoopConnection) -> None:
+        """Close what a lease does not use."""
+        close(connection, self._loop())
+
     def take_back(self, lease: Lease, *, keep: bool) -> None:
         """Take a lease back; leases do it."""
         connection = lease.connection
@@ -171,13 +175,13 @@ class LoopPool:
         except KeyError:
             # Its permit has come back already; the connection came too late.
             if connection is not None:
-                connection.close()
+                close(connection, self._loop())
             return
         keep = keep and not self._closed
         if connection is None or not keep:
             try:
                 if connection is not None:
-                    connection.close()
+                    close(connection, self._loop())
             finally:
                 self.limiter.release(self)
             return
@@ -188,6 +192,11 @@ class LoopPool:
             self._close_idle(time.monotonic())
 
     # For any thread.
+
+    def drop(self, lease: Lease) -> None:
+        """Leave a collected coroutine's lease to the janitor, unless it was taken back."""
+        if lease in self._leases:
+            self._dropped.append(lease)
 
     def evict(self, connection: Any, closed: Callable[[], None]) -> None:
         """Close an idle connection for a caller that is queued elsewhere."""
@@ -202,10 +211,11 @@ class LoopPool:
         if loop is None or loop.is_closed():
             self.close(busy=True)
             self._tidying = None
+            self._dropped.clear()
             self._on_loop_closed()
             return False
-        while self.dropped:
-            self._take_away(self.dropped.popleft())
+        while self._dropped:
+            self._take_away(self._dropped.popleft())
         self._close_idle(now - _ABANDONED_SECONDS)
         return bool(self._leases or self._tickets or self.limiter.idle_count(self))
 
@@ -274,6 +284,13 @@ class LoopPool:
     def _tidy_up(self) -> None:
         if self._tidying is None or self._tidying.done():
             self._tidying = spawn(self._tidy(), "idle")
+            self._tidying.add_done_callback(self._tidied)
+
+    def _tidied(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            # As asyncio.run() ends it cancels all tasks, perhaps before their first step:
+            # what is idle goes now.
+            self._close_idle(time.monotonic())
 
     async def _tidy(self) -> None:
         try:
@@ -281,10 +298,5 @@ class LoopPool:
             while idle or self._leases or self._tickets:
                 await asyncio.sleep(_TIDY_INTERVAL)
                 idle = self._close_idle(time.monotonic() - IDLE_SECONDS)
-        except asyncio.CancelledError:
-            # As asyncio.run() ends it cancels all tasks: what is idle goes now. (Collected
-            # with a closed loop it may not lock; the janitor has seen to it.)
-            self._close_idle(time.monotonic())
-            raise
         finally:
             self._tidying = None

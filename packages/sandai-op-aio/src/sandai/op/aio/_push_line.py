@@ -71,6 +71,7 @@ class PushLine:
         self._open = False
         self.broken: TransportError | PushRefused | None = None
         self._reading = spawn(self._read(), "push")
+        self._reading.add_done_callback(self._read_ended)
 
     async def subscribe(self) -> None:
         """
@@ -203,12 +204,13 @@ class PushLine:
         except Exception as error:
             logger.exception("reading pushed results failed unexpectedly")
             self._break(TransportError(f"{type(error).__name__}: {error}"))
-        except asyncio.CancelledError:
-            self._break(TransportError("reading the push connection was interrupted"))
-            self._on_end()
-            raise
         # Not in a finally: a coroutine that is collected has no loop to tell.
         self._on_end()
+
+    def _read_ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():  # perhaps before its first step
+            self._break(TransportError("reading the push connection was interrupted"))
+            self._on_end()
 
     def _receive(self, response: object) -> None:
         documents, pushed = self._session.receive(response, time.monotonic())

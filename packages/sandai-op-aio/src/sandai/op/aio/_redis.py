@@ -43,13 +43,17 @@ class LoopConnection:
         described = connection._writer.get_extra_info("socket")
         self._twin = [os.dup(described.fileno())]
         self._loop = ref(asyncio.get_running_loop())
+        self._closing: asyncio.BaseTransport | None = None
         # From here on we keep the time.
         connection.socket_timeout = None
 
     @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self.redis._writer is None
+    def freed(self) -> bool:
+        """Whether :meth:`close` was called and the loop has done its part."""
+        if self.redis._writer is not None:
+            return False
+        # Of another's transport (uvloop's) nothing can be known, and nothing done.
+        return getattr(self._closing, "_sock", None) is None
 
     @property
     def usable(self) -> bool:
@@ -151,18 +155,10 @@ class LoopConnection:
         with suppress(Exception):
             connection._parser.on_disconnect()
         connection._writer = connection._reader = None
-        if writer is None:
-            return
-        loop = self._loop()
-        if loop is not None and not loop.is_closed():
-            writer.transport.abort()
-        elif type(writer.transport).__module__.startswith("asyncio."):
-            # Its loop will not do the rest. Another's transport (uvloop's) must not be
-            # touched: the loop may be in the middle of closing, in its own thread.
-            with suppress(RuntimeError):
-                writer.transport.abort()
-            with suppress(Exception):
-                writer.transport._call_connection_lost(None)
+        if writer is not None:
+            self._closing = writer.transport
+        if self._closing is not None and _abort(self._closing, self._loop()):
+            self._closing = None
 
     def shut(self) -> None:
         """End the connection at the socket; for any thread."""
@@ -195,7 +191,7 @@ async def open_connection(
             host, port = await _master(connector, limit)
         connection = _build(connector, host, port, protocol, limit)
         try:
-            await connection.connect()
+            await _connect(connection, limit)
             if connector.address.sentinels:
                 await _check_master(connection)
             return LoopConnection(connection, connector, push=protocol == 3)
@@ -218,12 +214,46 @@ def _build(connector: RedisConnector, host: str, port: int, protocol: int, timeo
     return build(host=host, port=port, **kwargs)
 
 
+async def _connect(connection: Any, limit: float) -> None:
+    """Connect and shake hands within *limit* seconds."""
+    # Our own timeout: redis-py's asyncio.wait_for() drops a cancel on Python 3.11.
+    connection.socket_timeout = None
+    # And its clean-up, which awaits, would fail in a coroutine that is collected.
+    connection.disconnect = _leave
+    try:
+        async with asyncio.timeout(limit):
+            await connection.connect()
+    except TimeoutError as error:
+        if isinstance(error, redis.TimeoutError) or not _timed_out(error):
+            raise
+        raise redis.TimeoutError("Timeout connecting to server") from error
+
+
+async def _leave(*_: object, **__: object) -> None:
+    """Leave a connection as it is."""
+
+
 def _drop(connection: Any) -> None:
     writer = connection._writer
     connection._writer = connection._reader = None
     if writer is not None:
+        _abort(writer.transport, getattr(writer.transport, "_loop", None))
+
+
+def _abort(transport: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
+    """End a transport; return whether it is freed, which else its loop does in a turn."""
+    if loop is not None and not loop.is_closed():
         with suppress(RuntimeError):
-            writer.transport.abort()
+            transport.abort()
+        return False
+    if type(transport).__module__.startswith("asyncio."):
+        # Its loop will not do the rest. Another's transport (uvloop's) must not be
+        # touched: the loop may be in the middle of closing, in its own thread.
+        with suppress(RuntimeError):
+            transport.abort()
+        with suppress(Exception):
+            transport._call_connection_lost(None)
+    return True
 
 
 async def _master(connector: RedisConnector, timeout: float) -> tuple[str, int]:
