@@ -70,7 +70,8 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         "aio._hub._TOLD",
         "aio._looks._DECODED",
         "aio._batches._EXPIRED",
-        "transport._redis_push._MESSAGES_PER_WRITE",
+        "transport._redis_push.MESSAGES_PER_WRITE",
+        "transport._batch_submission.CHUNK",
     ):
         monkeypatch.setattr(f"sandai.op.{name}", 2)
 

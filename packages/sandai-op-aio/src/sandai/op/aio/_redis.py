@@ -186,6 +186,7 @@ async def open_connection(
     """
     limit = connector.io_timeout if timeout is None else min(connector.io_timeout, timeout)
     host, port = connector.address.host, connector.address.port
+    loop = asyncio.get_running_loop()
     try:
         if connector.address.sentinels:
             host, port = await _master(connector, limit)
@@ -196,10 +197,10 @@ async def open_connection(
                 await _check_master(connection)
             return LoopConnection(connection, connector, push=protocol == 3)
         except (TypeError, AttributeError, LookupError) as error:
-            _drop(connection)
+            _drop(connection, loop)
             raise redis.ConnectionError("it does not answer as a Redis does") from error
         except BaseException:
-            _drop(connection)
+            _drop(connection, loop)
             raise
     except (RedisError, OSError) as error:
         raise connector.failure(error, maybe_done=False) from error
@@ -233,11 +234,11 @@ async def _leave(*_: object, **__: object) -> None:
     """Leave a connection as it is."""
 
 
-def _drop(connection: Any) -> None:
+def _drop(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     writer = connection._writer
     connection._writer = connection._reader = None
     if writer is not None:
-        _abort(writer.transport, getattr(writer.transport, "_loop", None))
+        _abort(writer.transport, loop)
 
 
 def _abort(transport: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
@@ -264,6 +265,7 @@ async def _master(connector: RedisConnector, timeout: float) -> tuple[str, int]:
         "retry": Retry(NoBackoff(), 0),
         **connector.address.sentinel_kwargs,
     }
+    loop = asyncio.get_running_loop()
     sentinel = Sentinel(list(connector.address.sentinels), sentinel_kwargs=said)
     try:
         host, port = await sentinel.discover_master(str(connector.address.master_name))
@@ -271,7 +273,7 @@ async def _master(connector: RedisConnector, timeout: float) -> tuple[str, int]:
     finally:
         for client in sentinel.sentinels:
             for connection in _connections(client.connection_pool):
-                _drop(connection)
+                _drop(connection, loop)
 
 
 def _connections(pool: Any) -> list[Any]:
