@@ -451,8 +451,6 @@ def test_nothing_blocks(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # Lifetimes
 
 
-@pytest.mark.filterwarnings("ignore:unclosed resource:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning")
 @pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
 def test_two_runs_with_one_client(database: str, make_loop: MakeLoop) -> None:
     """A client is used in one run after the other, and leaves no connection between them."""

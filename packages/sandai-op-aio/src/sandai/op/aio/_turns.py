@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -55,17 +56,25 @@ class PerLoop(Generic[K, R]):
 
 
 def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-    """Start a task that is ours, not the application's."""
-    task = asyncio.get_running_loop().create_task(
-        coroutine,
-        name=f"sandai-op-{name}",
-        context=Context(),  # nobody's: it works for all
-    )
+    """Start a task that is ours, not the application's; it begins in the next turn."""
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    if factory is not None and _starts_at_once(factory):
+        make: Callable[..., asyncio.Task[None]] = partial(asyncio.Task, loop=loop)
+    else:
+        make = loop.create_task
+    # In nobody's context: it works for all.
+    task = make(coroutine, name=f"sandai-op-{name}", context=Context())
     # A loop that is closed under it: the application meant to, and what the task
     # held is given back all the same. asyncio.gather() silences its own so too.
     with suppress(AttributeError):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # private
     return task
+
+
+def _starts_at_once(factory: object) -> bool:
+    # asyncio's eager_task_factory (3.12), and those that create_eager_task_factory() makes.
+    return getattr(factory, "__qualname__", "").startswith("create_eager_task_factory.")
 
 
 def call_on(loop: asyncio.AbstractEventLoop | None, call: Callable[[], object]) -> bool:
