@@ -11,10 +11,10 @@ EXPORTS = """
     ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
     DocumentDecoder Health HubStatistics IDLE_SECONDS Item Limiter LimiterStatistics
     MESSAGES_PER_WRITE MessageFactory OperatorApp Outage Outcome PENDING Posting PushPlan PushPolicy
-    PushRefused PushSession Pushed READY_STATES Reader RedisBackend RedisBroker RedisConnection
+    PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker RedisConnection
     RedisConnector Rendering ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls
     TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable YOUNG
-    client_app interrupted pending resolve statistics watch
+    client_app interrupted pending read_reply ready_responses resolve statistics watch
 """
 
 

@@ -20,6 +20,7 @@ from sandai.op.transport import (
     ResultDocument,
     TransportError,
     WaiterTable,
+    ready_responses,
 )
 
 from ._pool import Lease
@@ -193,7 +194,7 @@ class PushLine:
         try:
             while True:
                 self._receive(await self._connection.read())
-                while ready := self._connection.read_ready(_MOST_RESPONSES):
+                while ready := ready_responses(self._connection.redis, _MOST_RESPONSES):
                     for response in ready:
                         self._receive(response)
                     await asyncio.sleep(0)

@@ -15,16 +15,14 @@ from typing import Any
 from weakref import ref
 
 import redis
-from hiredis import PushNotification, pack_command
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from hiredis import pack_command
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from sandai.op.transport import Command, Pushed, RedisConnector
+from sandai.op.transport import Command, RedisConnector
 
 
 class LoopConnection:
@@ -103,20 +101,6 @@ class LoopConnection:
             )
         except ResponseError as error:
             return error
-
-    def read_ready(self, most: int) -> list[Any]:
-        """Return at most *most* responses that came with the last one that was read."""
-        reader = getattr(self.redis._parser, "_reader", None)
-        responses: list[Any] = []
-        while reader is not None and len(responses) < most:
-            response = reader.gets()
-            if response is NOT_ENOUGH_DATA:
-                break
-            if isinstance(response, RedisConnectionError):
-                raise response  # as redis-py does
-            pushed = isinstance(response, PushNotification)
-            responses.append(Pushed(response) if pushed else response)
-        return responses
 
     async def execute(
         self, commands: Sequence[Command], *, replies: list[Any] | None = None

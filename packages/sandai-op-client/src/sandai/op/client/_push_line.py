@@ -5,10 +5,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from sandai.op.transport import (
     Command,
@@ -19,9 +19,13 @@ from sandai.op.transport import (
     ResultDocument,
     TransportError,
     WaiterTable,
+    read_reply,
+    ready_responses,
 )
 
+#: Of one call: responses over TLS, and reads and their bytes without.
 _MOST_RESPONSES = 1000
+_MOST_READS, _READ_SIZE = 16, 65536
 _MOST_LOOKED_AT = 200
 
 
@@ -41,6 +45,7 @@ class PushLine:
         self._session = PushSession(backend, time.monotonic())
         self._connection: RedisConnection = backend.connector.open(protocol=3)
         self._session.prepare(self._connection)
+        self._parser: Any = self._connection._parser._reader  # type: ignore[attr-defined]  # no public way
         sock: socket.socket = self._connection._sock  # type: ignore[attr-defined]  # no public way
         self._socket = sock
         self._is_tls = isinstance(sock, ssl.SSLSocket)
@@ -80,6 +85,8 @@ class PushLine:
             self._socket.sendall(self._packed([*commands, self._session.ping()]))
             while self._session.awaiting:
                 documents += self._next()[0]
+            for response in ready_responses(self._connection):
+                documents += self._session.receive(response, time.monotonic())[0]
         except BaseException as error:
             self._table.delete(changes.delete)
             if isinstance(error, OSError) and not isinstance(error, TransportError):
@@ -133,18 +140,41 @@ class PushLine:
 
         Raises :class:`TransportError` and :class:`PushRefused`.
         """
+        if self.broken is not None:
+            raise self.broken
         documents: list[ResultDocument] = []
-        for _ in range(_MOST_RESPONSES):
-            if self.broken is not None:
-                raise self.broken  # redis-py would connect anew
-            if not self._readable(0):
-                break
-            found, pushed = self._next()
-            documents += found
-            if pushed:
-                for document in found:
-                    on_pushed(document.task_id)
+        try:
+            for response in self._arrived():
+                found, pushed = self._session.receive(response, time.monotonic())
+                documents += found
+                if pushed:
+                    for document in found:
+                        on_pushed(document.task_id)
+        except (RedisError, OSError) as error:
+            if isinstance(error, TransportError):
+                raise
+            raise self._failure(error) from error
         return documents
+
+    def _arrived(self) -> Iterator[Any]:
+        """Yield what has arrived; asks the socket once, as a rule."""
+        if self._is_tls:
+            for _ in range(_MOST_RESPONSES):
+                if not self._connection.can_read(timeout=0):
+                    return
+                yield read_reply(self._connection, push_request=True)
+            return
+        for _ in range(_MOST_READS):
+            try:
+                data = self._sender.recv(_READ_SIZE)
+            except BlockingIOError:
+                return
+            if not data:
+                raise ConnectionResetError("Connection closed by server.")
+            self._parser.feed(data)
+            yield from ready_responses(self._connection)
+            if len(data) < _READ_SIZE:
+                return
 
     def close(self, linger: float = 0.0) -> None:
         """
@@ -158,7 +188,7 @@ class PushLine:
             if linger:
                 self.pump()
             while linger and self._session.awaiting:
-                if not self._readable(max(0.0, deadline - time.monotonic())):
+                if not self._connection.can_read(timeout=max(0.0, deadline - time.monotonic())):
                     break
                 self._next()
         except Exception:
@@ -171,18 +201,9 @@ class PushLine:
                 self._sender.close()
                 self._table.delete_again(self._session.deleting())
 
-    def _readable(self, timeout: float) -> bool:
-        try:
-            return self._connection.can_read(timeout=timeout)
-        except (RedisError, OSError) as error:
-            raise self._failure(error) from error
-
     def _next(self) -> tuple[list[ResultDocument], bool]:
-        response: Any
         try:
-            response = self._connection.read_response(push_request=True)
-        except ResponseError as error:
-            response = error
+            response = read_reply(self._connection, push_request=True)
         except (RedisError, OSError) as error:
             raise self._failure(error) from error
         return self._session.receive(response, time.monotonic())

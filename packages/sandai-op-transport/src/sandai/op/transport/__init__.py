@@ -13,10 +13,10 @@ from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
-from ._push import Health, Pushed, PushRefused, PushSession
+from ._push import Health, PushRefused, PushSession, ready_responses
 from ._push_policy import PushPolicy
 from ._readers import HubStatistics
-from ._redis import Command, RedisConnection, RedisConnector
+from ._redis import Command, RedisConnection, RedisConnector, read_reply
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
 from ._redis_push import MESSAGES_PER_WRITE, Item, PushPlan, Rendering, interrupted
@@ -63,7 +63,6 @@ __all__ = [
     "PushPolicy",
     "PushRefused",
     "PushSession",
-    "Pushed",
     "Reader",
     "RedisBackend",
     "RedisBroker",
@@ -84,6 +83,8 @@ __all__ = [
     "client_app",
     "interrupted",
     "pending",
+    "read_reply",
+    "ready_responses",
     "resolve",
     "statistics",
     "watch",

@@ -152,7 +152,8 @@ class GroupCommit(Generic[C, I]):
             raise
         finally:
             missing = sum(len(posting.items) for posting in postings) - len(outcomes)
-            outcomes += [TransportError(interruption, True)] * missing
+            if missing:
+                outcomes += [TransportError(interruption, True)] * missing
             start = 0
             for taken in postings:
                 taken.outcomes = outcomes[start : start + len(taken.items)]

@@ -7,11 +7,15 @@ stored before the subscription is in the look, one stored later is pushed.
 """
 
 import logging
+import sys
 from collections import deque
 from enum import Enum
 from typing import Any
 
 from attrs import define, field, frozen
+from hiredis import PushNotification
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from ._documents import ResultDocument
@@ -30,6 +34,27 @@ class Pushed:
     """An out-of-band message of the server, told apart from a command's reply."""
 
     parts: list[Any]
+
+
+def ready_responses(connection: Any, most: int = sys.maxsize) -> list[Any]:
+    """
+    Return at most *most* responses that a connection has read and not handed out.
+
+    *connection* is redis-py's, of either colour, which has no public way: its own
+    call for a response is one for each, and several times as slow. Error replies stand
+    in the list.
+    """
+    reader = getattr(connection._parser, "_reader", None)
+    responses: list[Any] = []
+    while reader is not None and len(responses) < most:
+        response = reader.gets()
+        if response is NOT_ENOUGH_DATA:
+            break
+        if isinstance(response, RedisConnectionError):
+            raise response  # as redis-py does
+        pushed = isinstance(response, PushNotification)
+        responses.append(Pushed(response) if pushed else response)
+    return responses
 
 
 @frozen

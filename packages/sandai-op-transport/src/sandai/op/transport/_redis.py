@@ -173,10 +173,14 @@ class RedisOpener:
         connection.disconnect()
 
 
-def read_reply(connection: RedisConnection) -> Any:
-    """Return the next reply; an error reply as a ``ResponseError``, not raised."""
+def read_reply(connection: RedisConnection, *, push_request: bool = False) -> Any:
+    """
+    Return the next reply; an error reply as a ``ResponseError``, not raised.
+
+    With *push_request* what the server pushes is returned, too.
+    """
     try:
-        return connection.read_response()
+        return connection.read_response(push_request=push_request)
     except ResponseError as error:
         return error
 
