@@ -286,12 +286,16 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         *,
         submit: TaskMessage | None = None,
     ) -> ResultDocument:
+        limit = self._results.wait_limit(timeout)
+        if submit is not None and limit == 0:
+            await self._submitter.send(submit)
+            submit = None
         document = await self._results.wait(
             task_id,
-            self._results.wait_limit(timeout),
+            limit,
             delete=self.config.auto_forget_result,
             deadline=deadline,
-            submit=None if submit is None else partial(self._submitter.send, submit),
+            submit=None if submit is None else partial(self._submitter.begin, submit),
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document

@@ -12,9 +12,13 @@ from sandai.op.transport import Limiter, RedisConnector, TransportError, watch
 
 from ._pool import LoopPool
 from ._redis import LoopConnection
-from ._turns import spawn
+from ._turns import let_go, spawn
 
 logger = logging.getLogger("sandai.op.aio")
+
+
+#: Told the result, or why there is none; in the loop's thread.
+Told = Callable[[Any, OperatorError | None], object]
 
 
 class Entry:
@@ -24,8 +28,10 @@ class Entry:
     *size* says how much of it there is, *patience* for how many seconds it waits.
     """
 
+    __slots__ = ("_timer", "_told", "_until", "context", "item", "patience", "size")
+
     def __init__(
-        self, item: Any, size: int, patience: float, loop: asyncio.AbstractEventLoop
+        self, item: Any, size: int, patience: float, loop: asyncio.AbstractEventLoop, told: Told
     ) -> None:
         self.item = item
         self.size = size
@@ -34,8 +40,7 @@ class Entry:
         self.context = copy_context()
         self._until = loop.time() + patience
         self._timer: asyncio.TimerHandle | None = None
-        #: The result and ``None``, or ``None`` and the error.
-        self.outcome: asyncio.Future[tuple[Any, OperatorError | None]] = loop.create_future()
+        self._told: Told | None = told
 
     def arm(self, loop: asyncio.AbstractEventLoop, expire: Callable[["Entry"], None]) -> None:
         """Have *expire* called when the patience is over, unless it is disarmed."""
@@ -49,10 +54,11 @@ class Entry:
             self._timer = None
 
     def resolve(self, result: Any, error: OperatorError | None = None) -> None:
-        """Tell the caller, if it is still there."""
-        if not self.outcome.done():
+        """Tell the caller, once."""
+        told, self._told = self._told, None
+        if told is not None:
             with suppress(RuntimeError):  # its loop is closed
-                self.outcome.set_result((result, error))
+                told(result, error)
 
 
 Work = Callable[[LoopConnection, Sequence[Entry]], Awaitable[None]]
@@ -94,23 +100,43 @@ class Flusher:
         Waits *patience* seconds for a connection, 0 if it is to be had at once; else
         raises :class:`ClientPoolTimeoutError`.
         """
+        outcome: asyncio.Future[tuple[Any, OperatorError | None]]
+        outcome = self._loop().create_future()
+
+        def told(result: Any, error: OperatorError | None) -> None:
+            if not outcome.done():
+                outcome.set_result((result, error))
+
+        entry = self.post(item, size, patience, told)
+        try:
+            result, error = await outcome
+        finally:
+            self.take_back(entry)
+        if error is not None:
+            raise error
+        return result
+
+    def post(self, item: Any, size: int, patience: float, told: Told) -> Entry:
+        """Hand in an entry, for a caller that has more to wait for; see :meth:`put`."""
+        loop = self._loop()
+        entry = Entry(item, size, patience, loop, told)
         if patience <= 0 and self._in_line:
-            raise self.pool.limiter.timeout_error(0.0)
-        loop = asyncio.get_running_loop()
-        entry = Entry(item, size, patience, loop)
+            entry.resolve(None, self.pool.limiter.timeout_error(0.0))
+            return entry
         self._queued[entry] = None
         self._start()
         if self._in_line:
             entry.arm(loop, self._expire)
-        try:
-            result, error = await entry.outcome
-        finally:
-            entry.disarm()
-            if self._queued.pop(entry, entry) is None:
-                self._stop_if_unwanted()
-        if error is not None:
-            raise error
-        return result
+        return entry
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self.pool.loop or asyncio.get_running_loop()
+
+    def take_back(self, entry: Entry) -> None:
+        """Forget an entry's caller, and the entry if it is not being worked on."""
+        entry.disarm()
+        if self._queued.pop(entry, entry) is None:
+            self._stop_if_unwanted()
 
     def _start(self) -> None:
         if self._acquiring is None:
@@ -145,6 +171,8 @@ class Flusher:
     def _strand(self) -> None:
         # Nobody will resolve them, and nothing else holds who waits.
         self._queued.clear()
+        for task in list(self._tasks):
+            let_go(task)
         self._tasks.clear()
         self._acquiring, self._in_line = None, False
 
@@ -160,7 +188,7 @@ class Flusher:
                 return
             self._in_line = True
             # Only now: as a rule there is a connection, and nobody waits for one.
-            loop = asyncio.get_running_loop()
+            loop = self._loop()
             for entry in self._queued:
                 entry.arm(loop, self._expire)
             try:
@@ -176,15 +204,17 @@ class Flusher:
         if not entries:
             lease.give_back(keep=True)
             return
+        begun = False
         try:
             async with lease as connection:
+                begun = True
                 await self._work(connection, entries)
         except OperatorError as error:
             _fail(entries, error)
         except GeneratorExit:
             raise  # collected with its loop: nobody is left to tell
         except BaseException as error:
-            said = TransportError(f"it was interrupted ({type(error).__name__})", True)
+            said = TransportError(f"it was interrupted ({type(error).__name__})", begun)
             _fail(entries, said)
             raise
 

@@ -32,7 +32,7 @@ from sandai.op.transport import (
 from ._looks import looks_of
 from ._mailbox import Mailbox
 from ._push_keeper import PushKeeper
-from ._turns import call_on, spawn
+from ._turns import call_on, let_go, spawn
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -120,6 +120,10 @@ class LoopHub:
         """Let go of a closed loop's tasks; the janitor calls it."""
         loop = self._loop()
         if loop is None or loop.is_closed():
+            for task in (self._task, self._deleting):
+                let_go(task)
+            if self._push.line is not None:
+                self._push.line.let_go()
             self._task = self._deleting = self._push.line = None
             self._woken = asyncio.Event()
             self._settled.clear()

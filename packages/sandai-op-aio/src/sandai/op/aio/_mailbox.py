@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from sandai.op.models import OperatorError
 from sandai.op.transport import ResultDocument
 
 from ._turns import call_on
@@ -25,12 +26,16 @@ class Mailbox:
     the loop's thread.
     """
 
-    __slots__ = ("__weakref__", "_documents", "_error", "_waiting", "loop")
+    __slots__ = ("__weakref__", "_documents", "_error", "_overdue", "_waiting", "loop", "unsettled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._documents: list[ResultDocument] = []
         self._error: Exception | None = None
+        #: Whether the task is on its way into its queue: then the wait goes on until it is
+        #: known what became of that.
+        self.unsettled = False
+        self._overdue = False
         self._waiting: asyncio.Future[None] | None = None
 
     def deliver(self, document: ResultDocument) -> None:
@@ -43,6 +48,14 @@ class Mailbox:
         self._error = error
         self._wake()
 
+    def settled(self, error: OperatorError | None) -> None:
+        """Note that the task is queued, or end the wait with why it is not."""
+        self.unsettled = False
+        if error is not None:
+            self.fail(error)
+        elif self._overdue:
+            self._wake()
+
     async def get(self, deadline: float) -> list[ResultDocument]:
         """
         Return the documents that have come; none at *deadline* (``time.monotonic()``).
@@ -54,7 +67,9 @@ class Mailbox:
                 raise self._error
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                break
+                if not self.unsettled:
+                    break
+                self._overdue, remaining = True, math.inf
             waiting = self._waiting = self.loop.create_future()
             timer = None
             if remaining < math.inf:

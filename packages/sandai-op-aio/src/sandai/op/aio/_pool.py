@@ -13,7 +13,7 @@ from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, Transport
 
 from ._ending import close, end
 from ._redis import LoopConnection, open_connection
-from ._turns import call_on, spawn
+from ._turns import call_on, let_go, spawn
 
 _TIDY_INTERVAL = IDLE_SECONDS / 4
 #: A loop that does not run closes nothing; then the janitor does, a little later.
@@ -103,6 +103,11 @@ class LoopPool:
         self._dropped: deque[Lease] = deque()
         self._tidying: asyncio.Task[None] | None = None
         self._closed = self._ended = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop, unless it is gone."""
+        return self._loop()
 
     # For the loop.
 
@@ -210,6 +215,7 @@ class LoopPool:
         loop = self._loop()
         if loop is None or loop.is_closed():
             self.close(busy=True)
+            let_go(self._tidying)
             self._tidying = None
             self._dropped.clear()
             self._on_loop_closed()

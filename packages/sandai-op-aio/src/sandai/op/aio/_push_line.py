@@ -25,7 +25,7 @@ from sandai.op.transport import (
 
 from ._pool import Lease
 from ._redis import LoopConnection
-from ._turns import Breath, spawn
+from ._turns import Breath, let_go, spawn
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -143,6 +143,10 @@ class PushLine:
             self._table.delete(piece.delete)
         self._pieces.clear()
         self._table.delete_again(self._session.deleting())
+
+    def let_go(self) -> None:
+        """Forget a closed loop's reader."""
+        let_go(self._reading)
 
     def _check_health(self) -> None:
         health = self._session.health(time.monotonic())

@@ -28,6 +28,12 @@ from ._mailbox import Mailbox, deadline_after, fail_all
 from ._turns import Breath, PerLoop
 
 R = TypeVar("R")
+#: Begins to hand a task in, given who is told what became of it and the running loop; returns
+#: what takes it back.
+Submit = Callable[
+    [Callable[[OperatorError | None], object], asyncio.AbstractEventLoop],
+    Awaitable[Callable[[], None]],
+]
 
 _LOOK_KEYS = 1000
 #: Seconds that results already found wait for their deletion.
@@ -62,8 +68,11 @@ class ResultReader:
     @property
     def hub(self) -> LoopHub:
         """The running loop's hub of this process's backend."""
+        return self._hub_on(asyncio.get_running_loop())
+
+    def _hub_on(self, loop: asyncio.AbstractEventLoop) -> LoopHub:
         try:
-            return self._hubs.of(self._transport.backend)
+            return self._hubs.of(self._transport.backend, loop)
         except TransportError:
             self.check_open()
             raise
@@ -75,33 +84,35 @@ class ResultReader:
         *,
         delete: bool,
         deadline: float | None = None,
-        submit: Callable[[], Awaitable[object]] | None = None,
+        submit: Submit | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
-        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* hands the
-        task in: the wait has begun by then, so that both cost one trip. Raises
+        *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* begins to
+        hand the task in: the wait has begun by then, so that both cost one trip. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
         if timeout == 0:
-            if submit is not None:
-                await submit()
             found = await self._look_once([task_id], delete=delete)
         else:
             # Not by wait_many(): a hundred thousand may wait here, and each frame counts.
             protocol.check_task_id(task_id)
             deadline = deadline_after(timeout) if deadline is None else deadline
-            mailbox = self._open_mailbox()
+            loop = asyncio.get_running_loop()
+            mailbox = self._open_mailbox(loop)
             try:
-                hub, own = self.hub, (task_id,)
+                hub, own, take_back = self._hub_on(loop), (task_id,), None
                 hub.watch(own, mailbox, delete=delete)
                 try:
                     if submit is not None:
-                        await submit()
+                        mailbox.unsettled = True
+                        take_back = await submit(mailbox.settled, loop)
                     found = await mailbox.get(deadline)
                 except BaseException:
+                    if take_back is not None:
+                        take_back()
                     hub.unwatch(own, mailbox)
                     raise
                 if not found and not hub.unwatch(own, mailbox):
@@ -140,7 +151,7 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         open_ids = dict.fromkeys(task_ids)
-        mailbox = self._open_mailbox()
+        mailbox = self._open_mailbox(asyncio.get_running_loop())
         try:
             hub = self.hub
             try:
@@ -204,8 +215,8 @@ class ResultReader:
         self._closed = True
         fail_all(list(self._mailboxes), self._closed_error)
 
-    def _open_mailbox(self) -> Mailbox:
-        mailbox = Mailbox(asyncio.get_running_loop())
+    def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> Mailbox:
+        mailbox = Mailbox(loop)
         self._mailboxes.add(mailbox)
         # After adding: end_waits() either finds the mailbox or is seen here.
         if self._closed:

@@ -1,13 +1,13 @@
 """How messages leave a loop: many to a command on Redis, by worker threads elsewhere."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from attrs import define
 
-from sandai.op.models import ClientPoolTimeoutError
+from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     MESSAGES_PER_WRITE,
     Broker,
@@ -84,6 +84,29 @@ class RedisSender:
         except (TransportError, ClientPoolTimeoutError) as error:
             return submission.rendering.outcomes([error] * len(items))
         return outcomes
+
+    def post(
+        self, message: TaskMessage, *, patience: float, told: Callable[[Outcome], object]
+    ) -> Callable[[], None]:
+        """
+        Push one message, for a caller that has more to wait for.
+
+        *told* is called with the outcome, in the loop's thread. Returns what takes the
+        message back, if it is not being sent yet. Raises :class:`InvalidTaskError` for a
+        message that is too large.
+        """
+        submission = _Submission([message], Rendering(self._broker))
+        submission.rendering.add(message)
+        if not submission.rendering.items:
+            [refusal] = submission.rendering.outcomes([])
+            assert refusal is not None
+            raise refusal
+
+        def settled(outcomes: Any, error: OperatorError | None) -> None:
+            told(outcomes[0] if error is None else error)
+
+        entry = self._flusher.post(submission, 1, patience, settled)
+        return partial(self._flusher.take_back, entry)
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Push a message and take it out again in one transaction."""

@@ -1,5 +1,6 @@
 """One client's way into the queues, from a loop."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from sandai.op.transport import (
     TransportError,
 )
 
-from ._sender import Sender, sender_of
+from ._sender import RedisSender, Sender, sender_of
 from ._turns import Breath, PerLoop
 from ._workers import Workers
 
@@ -94,6 +95,33 @@ class Submitter:
             raise self._builder.failure(message, outcome)
         return message.task_id
 
+    async def begin(
+        self,
+        message: TaskMessage,
+        told: Callable[[OperatorError | None], object],
+        loop: asyncio.AbstractEventLoop,
+    ) -> Callable[[], None]:
+        """
+        Hand in one task while its result is waited for already.
+
+        *told* is called once, in the loop's thread, with ``None`` when the task is queued
+        or with why it is not. Returns what takes the task back, if it is not on its way
+        yet.
+        """
+        sender = self._senders.of(self._transport.broker, loop)
+        if not isinstance(sender, RedisSender) or not isinstance(
+            self._transport.backend, RedisBackend
+        ):
+            await self.send(message)
+            told(None)
+            return _nothing
+
+        def settled(outcome: Outcome) -> None:
+            self._note([message], [outcome])
+            told(None if outcome is None else self._builder.failure(message, outcome))
+
+        return sender.post(message, patience=self._config.pool_acquire_timeout, told=settled)
+
     async def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
@@ -105,14 +133,18 @@ class Submitter:
             )
         except (TransportError, ClientPoolTimeoutError) as error:
             outcomes = [error] * len(messages)
-        if (task := get_current_worker_task()) is not None:
-            for message, outcome in zip(messages, outcomes, strict=True):
-                if outcome is None and message.parent_id is not None:
+        self._note(messages, outcomes)
+        return outcomes
+
+    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if outcome is None and message.parent_id is not None:
+                task = get_current_worker_task()
+                if task is not None:
                     task.add_trail(self._attach(message.task_id))
         if self._config.debug:
             queued = outcomes.count(None)
             logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
-        return outcomes
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to
@@ -122,3 +154,7 @@ async def _before_submit(backend: Backend, patience: float) -> None:
     if not isinstance(backend, RedisBackend):
         workers = Workers.of(backend, backend.limiter)
         await workers.run(lambda acquire_timeout: backend.before_submit(), patience)
+
+
+def _nothing() -> None:
+    """There is nothing to take back."""

@@ -1,11 +1,13 @@
 """Small things for living on loops: breathing, tasks of our own, calls from elsewhere."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from inspect import CORO_CREATED
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -38,16 +40,17 @@ class PerLoop(Generic[K, R]):
     """
     What *find* finds for the running loop and an owner; the last is kept at hand.
 
-    For what is looked up with every call. It keeps no loop.
+    For what is looked up with every call; *loop* is the running one, where the caller
+    knows it (asking asyncio is a system call on Python 3.11). It keeps no loop.
     """
 
     def __init__(self, find: Callable[[K], R]) -> None:
         self._find = find
         self._last: tuple[ref[asyncio.AbstractEventLoop], K, R] | None = None
 
-    def of(self, owner: K) -> R:
+    def of(self, owner: K, loop: asyncio.AbstractEventLoop | None = None) -> R:
         """Return it; raises what *find* does."""
-        loop, last = asyncio.get_running_loop(), self._last
+        loop, last = loop or asyncio.get_running_loop(), self._last
         if last is not None and last[1] is owner and last[0]() is loop:
             return last[2]
         found = self._find(owner)
@@ -70,6 +73,14 @@ def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None
     with suppress(AttributeError):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # private
     return task
+
+
+def let_go(task: "asyncio.Task[None] | None") -> None:
+    """Have a task of ours that a closed loop did not even begin collected in silence."""
+    if task is not None:
+        coroutine = task.get_coro()
+        if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == CORO_CREATED:
+            coroutine.close()
 
 
 def _starts_at_once(factory: object) -> bool:
