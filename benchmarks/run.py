@@ -26,7 +26,7 @@ from local_redis import LocalRedis
 from measuring import Figures, Place, measure
 from report import as_markdown, as_text, tables
 from suite import AT_ONCE, CONTESTANTS, SCENARIOS, SLOW, Operator, Scenario
-from verdict import Breach, Results, breaches, parse, summary, to_repeat
+from verdict import Breach, Limit, Results, breaches, missed_aims, parse, summary, to_repeat
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures -->\n", "<!-- end of the figures -->\n"
@@ -117,7 +117,7 @@ def run_and_judge(
         results = run(arguments, where, chosen)
         if arguments.celery:
             return results, []
-        limits = parse((HERE / "limits.toml").read_text("utf-8"))
+        limits = checked_in_limits()
         exceeded = breaches(results, (), quick=arguments.quick)
         again = to_repeat(results, limits, quick=arguments.quick) if arguments.quick else set()
         for name in sorted(again, key=list(SCENARIOS).index):
@@ -143,15 +143,26 @@ def main() -> int:
     return 1 if missed else 0
 
 
+def checked_in_limits() -> list[Limit]:
+    """Return those of ``limits.toml``."""
+    return parse((HERE / "limits.toml").read_text("utf-8"))
+
+
 def _keep(arguments: argparse.Namespace, results: Results) -> None:
     found = list(tables(results))
     print("\n\n".join(map(as_text, found)))
+    missed = [] if arguments.celery else missed_aims(results, checked_in_limits())
+    for sentence in missed:
+        print(f"not reached: {sentence}")
     about = _about(arguments)
     if arguments.json is not None:
-        document = {**about, "results": results}
+        document = {**about, "results": results, "not_reached": missed}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if arguments.page is not None:
-        _put_into(arguments.page, about, "\n\n".join(map(as_markdown, found)))
+        told = [*map(as_markdown, found)]
+        if missed:
+            told.append("Aimed at and not reached:\n\n" + "\n".join(f"- {each}" for each in missed))
+        _put_into(arguments.page, about, "\n\n".join(told))
     if arguments.plot is not None:
         from plot import plot
 
@@ -169,11 +180,11 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _put_into(page: Path, about: dict[str, Any], table: str) -> None:
+def _put_into(page: Path, about: dict[str, Any], figures: str) -> None:
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     told = f"Measured on {about['measured']} ({about['machine']}), rounds: {about['rounds']}."
-    page.write_text(f"{before}{BEGIN}\n{told}\n\n{table}\n\n{END}{after}", "utf-8")
+    page.write_text(f"{before}{BEGIN}\n{told}\n\n{figures}\n\n{END}{after}", "utf-8")
 
 
 def _parse() -> argparse.Namespace:

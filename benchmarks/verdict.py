@@ -54,6 +54,7 @@ class Limit:
     against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
+    aim: float | None = None
     tolerance: float
     quick_tolerance: float
 
@@ -81,6 +82,24 @@ class Limit:
             other = results.get(self.against, {}).get("ours", {}).get(self.measure)
         return ours[self.measure] / other if other else None
 
+    def missed_aim(self, results: Results) -> str | None:
+        """Say how far what is aimed at is from what was reached, if it was not."""
+        value = self.value(results)
+        if value is None or self.aim is None:
+            return None
+        reached = value <= self.aim if self.at_least is None else value >= self.aim
+        bound = "at most" if self.at_least is None else "at least"
+        return (
+            None
+            if reached
+            else f"{self.scenario}: {self.label} is {value:.3g}, aim {bound} {self.aim:g}"
+        )
+
+    @property
+    def label(self) -> str:
+        """What is limited, in a word or two."""
+        return self.measure if self.against is None else f"{self.measure} / {self.against}"
+
     def breach(self, results: Results, *, quick: bool) -> Breach | None:
         """Say how it is missed by more than the tolerance, if it is."""
         value = self.value(results)
@@ -94,9 +113,8 @@ class Limit:
             assert self.at_least is not None
             missed = value < self.at_least * (1 - tolerance)
             limit = f"limit at least {self.at_least:g}"
-        measure = self.measure if self.against is None else f"{self.measure} / {self.against}"
         limit += f", tolerance {tolerance:.0%}"
-        return Breach(self.scenario, measure, value, limit) if missed else None
+        return Breach(self.scenario, self.label, value, limit) if missed else None
 
 
 def parse(text: str) -> list[Limit]:
@@ -127,6 +145,11 @@ def breaches(results: Results, limits: Iterable[Limit], *, quick: bool) -> list[
     return found + [
         breach for limit in limits if (breach := limit.breach(results, quick=quick)) is not None
     ]
+
+
+def missed_aims(results: Results, limits: Iterable[Limit]) -> list[str]:
+    """Return a sentence for each aim that was not reached."""
+    return [said for limit in limits if (said := limit.missed_aim(results)) is not None]
 
 
 def to_repeat(results: Results, limits: Iterable[Limit], *, quick: bool) -> set[str]:

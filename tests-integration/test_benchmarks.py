@@ -8,7 +8,16 @@ import pytest
 
 from server_view import Connections, count
 from suite import DEFAULT, SCENARIOS
-from verdict import Limit, Results, breaches, budget_breaches, parse, summary, to_repeat
+from verdict import (
+    Limit,
+    Results,
+    breaches,
+    budget_breaches,
+    missed_aims,
+    parse,
+    summary,
+    to_repeat,
+)
 
 LIMITS = Path(__file__).parents[1] / "benchmarks" / "limits.toml"
 
@@ -69,6 +78,20 @@ def test_value_and_ratios_to_the_ideal_and_to_another_scenario() -> None:
     assert limit(**long, at_most=1).value(results) == 80
     assert limit(**long, against="growth 480", at_least=1).value(results) == 0.8
     assert limit(**long, measure="wall", against="ideal", at_most=1).value(results) == 1.2
+
+
+def test_aims_are_told_and_break_nothing() -> None:
+    """What is aimed at, beyond what must hold, is said as long as it is not reached."""
+    results: Results = {"loop": {"ours": {"rate": 60}, "floor": {"rate": 100}}}
+    limits = [limit(against="floor", at_least=0.5, aim=0.75)]
+    assert breaches(results, limits, quick=False) == []
+    assert missed_aims(results, limits) == ["loop: rate / floor is 0.6, aim at least 0.75"]
+    results["loop"]["ours"]["rate"] = 75
+    assert missed_aims(results, limits) == []
+    limits = [limit(measure="p50_ms", against="floor", at_most=3, aim=1.4)]
+    results = {"loop": {"ours": {"p50_ms": 2}, "floor": {"p50_ms": 1}}}
+    assert missed_aims(results, limits) == ["loop: p50_ms / floor is 2, aim at most 1.4"]
+    assert missed_aims({}, limits) == []
 
 
 def test_what_was_not_measured_is_no_breach() -> None:
