@@ -32,7 +32,7 @@ from sandai.op.transport import (
 from ._looks import looks_of
 from ._mailbox import Mailbox
 from ._push_keeper import PushKeeper
-from ._turns import call_on, let_go, spawn
+from ._turns import Closing, call_on, let_go, spawn
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -61,6 +61,7 @@ class LoopHub:
         )
         self._task: asyncio.Task[None] | None = None
         self._deleting: asyncio.Task[None] | None = None
+        self._closed_loop = Closing()
         self._woken = asyncio.Event()
         self._asleep_until = 0.0
         self._closing = False
@@ -120,6 +121,8 @@ class LoopHub:
         """Let go of a closed loop's tasks; the janitor calls it."""
         loop = self._loop()
         if loop is None or loop.is_closed():
+            if not self._closed_loop.is_over(now):
+                return True
             for task in (self._task, self._deleting):
                 let_go(task)
             if self._push.line is not None:

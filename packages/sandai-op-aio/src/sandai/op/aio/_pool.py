@@ -13,7 +13,7 @@ from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, Transport
 
 from ._ending import close, end
 from ._redis import LoopConnection, open_connection
-from ._turns import call_on, let_go, spawn
+from ._turns import Closing, call_on, let_go, spawn
 
 _TIDY_INTERVAL = IDLE_SECONDS / 4
 #: A loop that does not run closes nothing; then the janitor does, a little later.
@@ -102,6 +102,7 @@ class LoopPool:
         #: Leases of coroutines that were collected; their finalizers may not lock.
         self._dropped: deque[Lease] = deque()
         self._tidying: asyncio.Task[None] | None = None
+        self._closed_loop = Closing()
         self._closed = self._ended = False
 
     @property
@@ -215,9 +216,11 @@ class LoopPool:
         loop = self._loop()
         if loop is None or loop.is_closed():
             self.close(busy=True)
+            self._dropped.clear()
+            if not self._closed_loop.is_over(now):
+                return True
             let_go(self._tidying)
             self._tidying = None
-            self._dropped.clear()
             self._on_loop_closed()
             return False
         while self._dropped:

@@ -16,6 +16,8 @@ R = TypeVar("R")
 
 #: Seconds of work after which the loop's other callbacks get their turn.
 _BREATH = 0.002
+#: Seconds that closing a loop takes at most, by far.
+_CLOSING_SECONDS = 0.5
 
 
 class Breath:
@@ -73,6 +75,24 @@ def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None
     with suppress(AttributeError):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # private
     return task
+
+
+class Closing:
+    """
+    Tells when a loop that says it is closed has really come to rest.
+
+    uvloop says so while its thread still works through the timers and handles: a
+    coroutine that is collected meanwhile, and cancels its timer, crashes the process.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def is_over(self, now: float) -> bool:
+        """Return whether it has been closed for long enough; asked again and again."""
+        if self._since is None:
+            self._since = now
+        return now - self._since >= _CLOSING_SECONDS
 
 
 def let_go(task: "asyncio.Task[None] | None") -> None:
