@@ -257,6 +257,58 @@ def test_a_stalled_server_leaves_the_fate_open(own_redis: LocalRedis) -> None:
     asyncio.run(main())
 
 
+def test_sync_with_a_frozen_broker(own_redis: LocalRedis) -> None:
+    """Whatever its timeout, each of twenty callers hears what became of its submission."""
+
+    async def call(client: AsyncOperatorClient, number: int) -> Any:
+        began = time.monotonic()
+        with pytest.raises((OperatorConnectionError, ClientPoolTimeoutError)) as caught:
+            await client.sync([], {"n": number}, timeout=0.1)
+        assert time.monotonic() - began < 2.5
+        return getattr(caught.value, "task_id", None)
+
+    async def main() -> None:
+        settings: dict[str, Any] = {"io_timeout": 0.5, "pool_acquire_timeout": 1.0}
+        async with AsyncOperatorClient(
+            "bench", "v1", own_redis.url, broker_pool_limit=1, **settings
+        ) as client:
+            assert await client.ping()
+            own_redis.pause()
+            first = asyncio.create_task(call(client, 0))
+            await asyncio.sleep(0.05)
+            doubtful = {await first, *await asyncio.gather(*(call(client, n) for n in range(20)))}
+            own_redis.resume()
+            with open_redis(own_redis.url) as server:
+                expected = len(doubtful - {None})
+                await eventually(lambda: server.llen("normal.bench.v1") == expected > 0, within=2)
+                await eventually(lambda: not server.pubsub_channels(), within=5)
+            broker, backend = client.statistics()
+            assert broker.connections.in_use == broker.connections.waiting == 0
+            assert sum(hub.pending for hub in backend.readers) == 0
+            with LightOperator(own_redis.url):
+                assert await client.sync([], {"n": 1}, timeout=10) == ([], {"n": 1})
+
+    asyncio.run(main())
+
+
+def test_sync_without_a_broker_leaves_nothing(own_redis: LocalRedis) -> None:
+    """A submission that fails ends the wait that had begun."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient(
+            "op", "v1", "redis://127.0.0.1:1/0", own_redis.url, timeout=20
+        ) as client:
+            for timeout in (10, 0, 0.001):
+                with pytest.raises(OperatorConnectionError) as caught:
+                    await client.sync([], {}, timeout=timeout)
+                assert caught.value.task_id is None
+            with open_redis(own_redis.url) as server:
+                await eventually(lambda: not server.pubsub_channels(), within=2)
+            assert sum(hub.pending for hub in client.statistics()[1].readers) == 0
+
+    asyncio.run(main())
+
+
 # Waiting
 
 

@@ -246,6 +246,49 @@ def test_no_batch_is_doubled(server: LocalRedis, create_client: CreateClient) ->
     assert [reply["results"]["n"] for reply in replies] == list(range(50))
 
 
+def test_sync_with_a_frozen_broker(server: LocalRedis, create_client: CreateClient) -> None:
+    """Whatever its timeout, each of twenty callers hears what became of its submission."""
+    client = bench(create_client, server.url, broker_pool_limit=1)
+    client.ping()
+    server.pause()
+    told: list[Exception] = []
+
+    def call(number: int) -> None:
+        # Submitting is bounded by its own limits, the wait by the caller's timeout.
+        with in_time(), pytest.raises((OperatorConnectionError, ClientPoolTimeoutError)) as caught:
+            client.sync([], {"n": number}, timeout=0.1)
+        told.append(caught.value)
+
+    with ThreadPoolExecutor(20) as pool:
+        for work in [pool.submit(call, number) for number in range(20)]:
+            work.result()
+    server.resume()
+    doubtful = {e.task_id for e in told if isinstance(e, OperatorConnectionError)} - {None}
+    with open_redis(server.url) as redis_client:
+        eventually(lambda: redis_client.llen(QUEUE) == len(doubtful) > 0, within=2)
+        # Nobody waits any more, and everything is there for the next caller.
+        eventually(lambda: not redis_client.pubsub_channels(), within=5)
+        broker, backend = client.statistics()
+        assert broker.connections.in_use == broker.connections.waiting == 0
+        assert sum(hub.pending for hub in backend.readers) == 0
+        with LightOperator(server.url):
+            assert client.sync([], {"n": 1}, timeout=10) == ([], {"n": 1})
+
+
+def test_sync_without_a_broker_leaves_nothing(
+    server: LocalRedis, create_client: CreateClient
+) -> None:
+    """A submission that fails ends the wait that had begun."""
+    client = bench(create_client, "redis://127.0.0.1:1/0", result_backend=server.url)
+    for timeout in (10, 0, 0.001):
+        with in_time(), pytest.raises(OperatorConnectionError) as caught:
+            client.sync([], {}, timeout=timeout)
+        assert caught.value.task_id is None
+    with open_redis(server.url) as redis_client:
+        eventually(lambda: not redis_client.pubsub_channels(), within=2)
+    assert sum(hub.pending for hub in client.statistics()[1].readers) == 0
+
+
 def test_ping_of_a_frozen_redis_leaves_nothing(
     server: LocalRedis, create_client: CreateClient
 ) -> None:
