@@ -54,9 +54,9 @@ class Neighbour:
 
 def moved_up(connection: LoopConnection) -> int:
     """Give its second descriptor a number that no other thread gets by chance."""
-    number = fcntl.fcntl(connection._twin[0], fcntl.F_DUPFD_CLOEXEC, 500)
-    os.close(connection._twin[0])
-    connection._twin[0] = number
+    number = fcntl.fcntl(connection._twin._descriptors[0], fcntl.F_DUPFD_CLOEXEC, 500)
+    os.close(connection._twin._descriptors[0])
+    connection._twin._descriptors[0] = number
     return number
 
 

@@ -12,7 +12,7 @@ from weakref import ref
 from sandai.op.transport import IDLE_SECONDS, Limiter, RedisConnector, TransportError, watch
 
 from ._ending import close, end
-from ._redis import LoopConnection, open_connection
+from ._redis import LoopConnection, Twin, open_connection
 from ._turns import Closing, call_on, let_go, spawn
 
 _TIDY_INTERVAL = IDLE_SECONDS / 4
@@ -33,6 +33,8 @@ class Lease:
         self._pool = pool
         self.connection = connection
         self.io_timeout: float | None = None
+        #: What ends the connection while it is being opened.
+        self.opening: Twin | None = None
 
     async def __aenter__(self) -> LoopConnection:
         return await self.open()
@@ -70,7 +72,7 @@ class Lease:
             self.connection = None
             self._pool.close_connection(connection)
         if self.connection is None:
-            self.connection = await self._pool.open(self.io_timeout)
+            self.connection = await self._pool.open(self)
         return self.connection
 
 
@@ -165,9 +167,14 @@ class LoopPool:
             raise self._ended_error()
         return self._lease(ticket.result())
 
-    async def open(self, timeout: float | None) -> LoopConnection:
+    async def open(self, lease: Lease) -> LoopConnection:
         """Open a connection for a lease; raises :class:`TransportError`."""
-        return await open_connection(self._connector, protocol=self._protocol, timeout=timeout)
+        return await open_connection(
+            self._connector,
+            protocol=self._protocol,
+            timeout=lease.io_timeout,
+            opening=lambda twin: setattr(lease, "opening", twin),
+        )
 
     def close_connection(self, connection: LoopConnection) -> None:
         """Close what a lease does not use."""
@@ -247,6 +254,8 @@ class LoopPool:
             return
         if lease.connection is not None:
             self._end(lease.connection)
+        elif lease.opening is not None:
+            lease.opening.shut()
         self.limiter.release(self)
 
     def _lease(self, connection: LoopConnection | None) -> Lease:

@@ -74,6 +74,11 @@ class PushKeeper:
                 backend, self._table, lease, connection, self._on_documents, self._on_end
             )
             await line.subscribe()
+        except GeneratorExit:
+            # Its loop is closed; the janitor ends the connection.
+            if line is not None:
+                line.let_go()
+            raise
         except BaseException as error:
             if line is not None:
                 line.close()

@@ -9,7 +9,7 @@ coroutine cannot.
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import ref
@@ -25,21 +25,55 @@ from redis.exceptions import RedisError, ResponseError
 from sandai.op.transport import Command, RedisConnector
 
 
+class Twin:
+    """
+    A second descriptor of a socket, to end its connection with.
+
+    :meth:`shut` works in any thread, at any time, and never on a descriptor that
+    meanwhile is somebody else's.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        described = connection._writer.get_extra_info("socket")
+        self._descriptors = [os.dup(described.fileno())]
+
+    def shut(self) -> None:
+        """End the connection at the socket."""
+        try:
+            descriptor = self._descriptors.pop()
+        except IndexError:
+            return
+        with socket.socket(fileno=descriptor) as twin, suppress(OSError):
+            twin.shutdown(socket.SHUT_RDWR)
+
+    def peek(self) -> bytes:
+        """Return a byte that has arrived, ``b""`` at the end; raises ``OSError``."""
+        try:
+            twin = socket.socket(fileno=self._descriptors[0])
+        except IndexError:
+            return b""
+        try:
+            return twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        finally:
+            twin.detach()
+
+    def __del__(self) -> None:
+        descriptors = getattr(self, "_descriptors", [])
+        while descriptors:
+            os.close(descriptors.pop())
+
+
 class LoopConnection:
-    """
-    One open connection.
+    """One open connection; :meth:`shut` ends it from any thread."""
 
-    It keeps a second descriptor of its socket: :meth:`shut` works in any thread,
-    at any time, and never on a descriptor that meanwhile is somebody else's.
-    """
-
-    def __init__(self, connection: Any, connector: RedisConnector, *, push: bool) -> None:
+    def __init__(
+        self, connection: Any, connector: RedisConnector, twin: Twin, *, push: bool
+    ) -> None:
         self.redis = connection
         self._connector = connector
         self._push = push
         self._tls = connector.address.tls is not None
-        described = connection._writer.get_extra_info("socket")
-        self._twin = [os.dup(described.fileno())]
+        self._twin = twin
         self._loop = ref(asyncio.get_running_loop())
         self._closing: asyncio.BaseTransport | None = None
         # From here on we keep the time.
@@ -66,17 +100,11 @@ class LoopConnection:
     def _silent(self) -> bool:
         # The loop may not have got round to the end that a server made meanwhile.
         try:
-            twin = socket.socket(fileno=self._twin[0])
-        except (IndexError, OSError):
-            return False
-        try:
-            return bool(twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) and self._tls
+            return bool(self._twin.peek()) and self._tls
         except BlockingIOError:
             return True
         except OSError:
             return False
-        finally:
-            twin.detach()
 
     def write(self, commands: Sequence[Command]) -> None:
         """Write commands into the transport's buffer; raises ``redis.ConnectionError``."""
@@ -146,27 +174,22 @@ class LoopConnection:
 
     def shut(self) -> None:
         """End the connection at the socket; for any thread."""
-        try:
-            descriptor = self._twin.pop()
-        except IndexError:
-            return
-        with socket.socket(fileno=descriptor) as twin, suppress(OSError):
-            twin.shutdown(socket.SHUT_RDWR)
-
-    def __del__(self) -> None:
-        twin = getattr(self, "_twin", [])
-        while twin:
-            os.close(twin.pop())
+        self._twin.shut()
 
 
 async def open_connection(
-    connector: RedisConnector, *, protocol: int = 2, timeout: float | None = None
+    connector: RedisConnector,
+    *,
+    protocol: int = 2,
+    timeout: float | None = None,
+    opening: Callable[[Twin], object] = lambda _: None,
 ) -> LoopConnection:
     """
     Connect, authenticate and select the database.
 
-    *timeout* (seconds) shortens the I/O timeout, which bounds each step. Raises
-    :class:`TransportError`, which says what the server said.
+    *timeout* (seconds) shortens the I/O timeout, which bounds each step. *opening* is
+    given what ends the connection before it is open. Raises :class:`TransportError`,
+    which says what the server said.
     """
     limit = connector.io_timeout if timeout is None else min(connector.io_timeout, timeout)
     host, port = connector.address.host, connector.address.port
@@ -176,10 +199,14 @@ async def open_connection(
             host, port = await _master(connector, limit)
         connection = _build(connector, host, port, protocol, limit)
         try:
-            await _connect(connection, limit)
-            if connector.address.sentinels:
-                await _check_master(connection)
-            return LoopConnection(connection, connector, push=protocol == 3)
+            twin = await _connect(connection, limit, opening)
+            try:
+                if connector.address.sentinels:
+                    await _check_master(connection)
+                return LoopConnection(connection, connector, twin, push=protocol == 3)
+            except BaseException:
+                twin.shut()
+                raise
         except (TypeError, AttributeError, LookupError) as error:
             _drop(connection, loop)
             raise redis.ConnectionError("it does not answer as a Redis does") from error
@@ -199,8 +226,17 @@ def _build(connector: RedisConnector, host: str, port: int, protocol: int, timeo
     return build(host=host, port=port, **kwargs)
 
 
-async def _connect(connection: Any, limit: float) -> None:
+async def _connect(connection: Any, limit: float, opening: Callable[[Twin], object]) -> Twin:
     """Connect and shake hands within *limit* seconds."""
+    connect: Callable[[], Awaitable[None]] = connection._connect
+    twins: list[Twin] = []
+
+    async def connect_and_tell() -> None:
+        await connect()
+        twins.append(Twin(connection))
+        opening(twins[0])
+
+    connection._connect = connect_and_tell
     # Our own timeout: redis-py's asyncio.wait_for() drops a cancel on Python 3.11.
     connection.socket_timeout = None
     # And its clean-up, which awaits, would fail in a coroutine that is collected.
@@ -208,10 +244,15 @@ async def _connect(connection: Any, limit: float) -> None:
     try:
         async with asyncio.timeout(limit):
             await connection.connect()
-    except TimeoutError as error:
-        if isinstance(error, redis.TimeoutError) or not _timed_out(error):
-            raise
-        raise redis.TimeoutError("Timeout connecting to server") from error
+        return twins[0]
+    except BaseException as error:
+        for twin in twins:
+            twin.shut()
+        if _timed_out(error) and not isinstance(error, redis.TimeoutError):
+            raise redis.TimeoutError("Timeout connecting to server") from error
+        raise
+    finally:
+        del connection._connect
 
 
 async def _leave(*_: object, **__: object) -> None:

@@ -1,13 +1,11 @@
 """Small things for living on loops: breathing, tasks of our own, calls from elsewhere."""
 
 import asyncio
-import inspect
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from inspect import CORO_CREATED
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -96,10 +94,13 @@ class Closing:
 
 
 def let_go(task: "asyncio.Task[None] | None") -> None:
-    """Have a task of ours that a closed loop did not even begin collected in silence."""
-    if task is not None:
-        coroutine = task.get_coro()
-        if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == CORO_CREATED:
+    """
+    End a task of ours whose closed loop will not, and free what it holds.
+
+    Not by the collector, later, in whatever thread: it may be connecting.
+    """
+    if task is not None and isinstance(coroutine := task.get_coro(), Coroutine):
+        with suppress(Exception):  # a clean-up may want its loop
             coroutine.close()
 
 
