@@ -172,8 +172,12 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
-        document = await self._wait(message.task_id, timeout, deadline, submit=message)
-        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
+        task_id = message.task_id
+        waiting = self._wait(task_id, timeout, deadline, submit=message)
+        # While a hundred thousand wait, their messages are not kept.
+        del message, input_artifacts, options, controls
+        document = await waiting
+        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
         """
@@ -290,13 +294,15 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         if submit is not None and limit == 0:
             await self._submitter.send(submit)
             submit = None
-        document = await self._results.wait(
+        waiting = self._results.wait(
             task_id,
             limit,
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
         )
+        del submit
+        document = await waiting
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 

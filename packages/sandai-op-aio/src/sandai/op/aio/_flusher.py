@@ -54,8 +54,8 @@ class Entry:
             self._timer = None
 
     def resolve(self, result: Any, error: OperatorError | None = None) -> None:
-        """Tell the caller, once."""
-        told, self._told = self._told, None
+        """Tell the caller, once, and keep nothing for it any more."""
+        told, self._told, self.item = self._told, None, None
         if told is not None:
             with suppress(RuntimeError):  # its loop is closed
                 told(result, error)
@@ -227,6 +227,7 @@ class Flusher:
                 break
             taken.append(entry)
         for entry in taken:
+            entry.disarm()
             del self._queued[entry]
         return taken
 

@@ -109,6 +109,7 @@ class ResultReader:
                     if submit is not None:
                         mailbox.unsettled = True
                         take_back = await submit(mailbox.settled, loop)
+                        submit = None  # which holds the message
                     found = await mailbox.get(deadline)
                 except BaseException:
                     if take_back is not None:

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
-
-from attrs import define
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
     MESSAGES_PER_WRITE,
     Broker,
+    Item,
     LimiterStatistics,
     Outcome,
     PushPlan,
@@ -51,14 +51,6 @@ def sender_of(broker: Broker) -> Sender:
     return sender
 
 
-@define(eq=False)
-class _Submission:
-    """What one caller hands in."""
-
-    messages: Sequence[TaskMessage]
-    rendering: Rendering
-
-
 class RedisSender:
     """Push what the coroutines of one loop submit; a write is never repeated."""
 
@@ -71,18 +63,10 @@ class RedisSender:
 
     async def send(self, messages: Sequence[TaskMessage], *, patience: float) -> list[Outcome]:
         """Push messages, together with those of others."""
-        submission, breath = _Submission(messages, Rendering(self._broker)), Breath()
-        for message in messages:
-            submission.rendering.add(message)
-            if breath.due:
-                await breath()
-        items = submission.rendering.items
-        if not items:
-            return submission.rendering.outcomes([])
         try:
-            outcomes: list[Outcome] = await self._flusher.put(submission, len(items), patience)
+            outcomes: list[Outcome] = await self._flusher.put(messages, len(messages), patience)
         except (TransportError, ClientPoolTimeoutError) as error:
-            return submission.rendering.outcomes([error] * len(items))
+            return [error] * len(messages)
         return outcomes
 
     def post(
@@ -92,20 +76,13 @@ class RedisSender:
         Push one message, for a caller that has more to wait for.
 
         *told* is called with the outcome, in the loop's thread. Returns what takes the
-        message back, if it is not being sent yet. Raises :class:`InvalidTaskError` for a
-        message that is too large.
+        message back, if it is not being sent yet.
         """
-        submission = _Submission([message], Rendering(self._broker))
-        submission.rendering.add(message)
-        if not submission.rendering.items:
-            [refusal] = submission.rendering.outcomes([])
-            assert refusal is not None
-            raise refusal
 
         def settled(outcomes: Any, error: OperatorError | None) -> None:
             told(outcomes[0] if error is None else error)
 
-        entry = self._flusher.post(submission, 1, patience, settled)
+        entry = self._flusher.post([message], 1, patience, settled)
         return partial(self._flusher.take_back, entry)
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
@@ -132,11 +109,22 @@ class RedisSender:
         self._pool.close()
 
     async def _push(self, connection: LoopConnection, entries: Sequence[Entry]) -> None:
-        items = [item for entry in entries for item in entry.item.rendering.items]
+        renderings: list[Rendering] = []
+        items: list[Item] = []
         plan = PushPlan(self._broker.connector, items)
         failure: TransportError | None = None
         breath = Breath()
         try:
+            for entry in entries:
+                # Not before: what waits for its turn is small.
+                rendering = Rendering(self._broker)
+                for message in entry.item:
+                    # Receivers of Celery's signals look at the context of who submits.
+                    entry.context.run(rendering.add, message)
+                    if breath.due:
+                        await breath()
+                renderings.append(rendering)
+                items += rendering.items
             for write in plan.writes():
                 replies: list[Any] = []
                 try:
@@ -151,16 +139,26 @@ class RedisSender:
             failure = failure or interrupted(error)
             raise
         finally:
-            self._tell(entries, plan.finish(failure))
+            self._tell(entries, renderings, plan.finish(failure), failure)
 
-    def _tell(self, entries: Sequence[Entry], written: list[Outcome]) -> None:
+    def _tell(
+        self,
+        entries: Sequence[Entry],
+        renderings: Sequence[Rendering],
+        written: list[Outcome],
+        failure: TransportError | None,
+    ) -> None:
         start = 0
-        for entry in entries:
-            outcomes = entry.item.rendering.outcomes(written[start : start + entry.size])
-            start += entry.size
+        for entry, rendering in zip_longest(entries, renderings):
+            messages: Sequence[TaskMessage] = entry.item
+            outcomes: list[Outcome] = []
+            if rendering is not None:
+                end = start + len(rendering.items)
+                outcomes, start = rendering.outcomes(written[start:end]), end
+            elif failure is not None:
+                outcomes = [failure.for_unsent()] * len(messages)
             entry.resolve(outcomes)
-            # Receivers of Celery's signals look at the context of who submits.
-            entry.context.run(self._broker.note_sent, entry.item.messages, outcomes)
+            entry.context.run(self._broker.note_sent, messages, outcomes)
 
 
 class WorkerSender:

@@ -328,10 +328,11 @@ def _result(
     if submission is None:
         return mailbox.get(deadline)
     while True:
-        # Whatever the caller's timeout, it is told what became of the submission.
-        pause = submission.pursue()
+        # Whatever the caller's timeout, it is told what became of the submission. Said that
+        # it is urgent before looking: what comes after that wakes us.
         now = time.monotonic()
         submission.urgent = now >= deadline
+        pause = submission.pursue()
         if submission.urgent and submission.settled:
             return None
         found = mailbox.get(now + pause if submission.urgent else min(deadline, now + pause))
