@@ -265,7 +265,7 @@ def test_posted_and_waited_for_elsewhere() -> None:
         assert writes.begun.acquire(timeout=WAIT)
         posting = writes.commit.post([2], WAIT, lambda _: woken.set())
         assert posting.pursue() < 1
-        assert posting.outcomes is None
+        assert [posting.outcomes] == [None]
         writes.allowed.release(2)
         assert first.result(WAIT) == [None]
         assert woken.wait(WAIT)
