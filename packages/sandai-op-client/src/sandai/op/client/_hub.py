@@ -214,7 +214,8 @@ class ResultHub:
 
     def _receive(self) -> None:
         documents = self._push.receive(self._schedule.pushed)
-        if self._push.line is not None:
+        if documents:
+            # An acknowledgement says nothing: who may subscribe may be forbidden to read.
             self._outage.worked()
         self._pushed += self._tell(documents)
 
