@@ -1,6 +1,9 @@
 """Messages are Celery's own, key by key, with ids and body stamped in."""
 
 import json
+import os
+import subprocess
+import sys
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -295,6 +298,22 @@ def test_ids() -> None:
         parsed = UUID(task_id)
         assert str(parsed) == task_id
         assert (parsed.version, parsed.variant) == (4, RFC_4122)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_ids_of_a_forked_child_are_its_own() -> None:
+    """Ids are drawn many at a time; a child does not go on with its parent's draw."""
+    code = (
+        "import os\n"
+        "from sandai.op.transport._message import new_id\n"
+        "new_id()\n"
+        "child = os.fork()\n"
+        "print(*(new_id() for _ in range(300)), flush=True)\n"
+        "os._exit(0) if not child else os.waitpid(child, 0)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert len(set(done.stdout.split())) == len(done.stdout.split()) == 600
 
 
 def test_probe_and_description() -> None:
