@@ -16,6 +16,8 @@ from ._turns import let_go, spawn
 
 logger = logging.getLogger("sandai.op.aio")
 
+#: Seconds after which what is queued does not wait for work that is stuck.
+_STUCK = 0.02
 
 #: Told the result, or why there is none; in the loop's thread.
 Told = Callable[[Any, OperatorError | None], object]
@@ -68,10 +70,14 @@ class Flusher:
     """
     Collect entries until a connection is to be had, then hand *work* what there is.
 
-    At most one task waits for a connection; as many as there are permits work.
-    A caller that is cancelled takes back its entry, unless it is being worked on:
-    then the work goes on for the others. *most* bounds the size of what goes out
-    at once, except for a single entry.
+    What comes while it works is collected too, and goes out when that is over: the
+    busier, the more goes out together. But nothing waits so for more than a moment,
+    nor what has no patience: then it works on several connections at a time. At most
+    one task waits for a connection.
+
+    A caller that is cancelled takes back its entry, unless it is being worked on: then
+    the work goes on for the others. *most* bounds the size of what goes out at once,
+    except for a single entry.
     """
 
     def __init__(
@@ -90,6 +96,10 @@ class Flusher:
         self._queued: dict[Entry, None] = {}
         self._acquiring: asyncio.Task[None] | None = None
         self._in_line = False
+        #: Who began to work last, until that is over, and until when others wait for it.
+        self._latest: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self._held: asyncio.TimerHandle | None = None
         # asyncio holds tasks weakly.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -124,6 +134,10 @@ class Flusher:
             entry.resolve(None, self.pool.limiter.timeout_error(0.0))
             return entry
         self._queued[entry] = None
+        if self._acquiring is None and patience > 0 and self._is_busy(loop.time()):
+            if self._held is None:
+                self._held = loop.call_at(self._not_before, self._release)
+            return entry
         self._start()
         if self._in_line:
             entry.arm(loop, self._expire)
@@ -137,6 +151,21 @@ class Flusher:
         entry.disarm()
         if self._queued.pop(entry, entry) is None:
             self._stop_if_unwanted()
+
+    def _is_busy(self, now: float) -> bool:
+        return self._latest is not None and now < self._not_before
+
+    def _over(self, task: "asyncio.Task[None] | None") -> None:
+        if self._latest is task:
+            self._latest = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+        if self._queued:
+            self._start()
 
     def _start(self) -> None:
         if self._acquiring is None:
@@ -153,6 +182,7 @@ class Flusher:
             self._acquiring, self._in_line = None, False
             if self._queued:
                 self._start()
+        self._over(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # The entries were told, but not by whose fault.
             logger.error("%s failed unexpectedly", self._name, exc_info=error)
@@ -174,7 +204,8 @@ class Flusher:
         for task in list(self._tasks):
             let_go(task)
         self._tasks.clear()
-        self._acquiring, self._in_line = None, False
+        # The timer is not cancelled: its loop may be in the middle of ending it.
+        self._acquiring, self._in_line, self._latest, self._held = None, False, None, None
 
     async def _flush(self) -> None:
         lease = self.pool.try_acquire()
@@ -205,6 +236,8 @@ class Flusher:
             lease.give_back(keep=True)
             return
         begun = False
+        task = self._latest = asyncio.current_task()
+        self._not_before = self._loop().time() + _STUCK
         try:
             async with lease as connection:
                 begun = True
@@ -217,6 +250,7 @@ class Flusher:
             said = TransportError(f"it was interrupted ({type(error).__name__})", begun)
             _fail(entries, said)
             raise
+        self._over(task)
 
     def _take(self) -> list[Entry]:
         taken: list[Entry] = []
