@@ -9,8 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,9 +71,18 @@ class Conversation:
 
 
 def measure(
-    scenario: Scenario, contestant: str, requests: int, quick: bool, place: Place
+    scenario: Scenario,
+    contestant: str,
+    requests: int,
+    quick: bool,
+    place: Place,
+    watched: Callable[[int], AbstractContextManager[object]] = nullcontext,
 ) -> Figures:
-    """Run it and return its figures; raises `RuntimeError` with what it wrote if it fails."""
+    """
+    Run it and return its figures; raises `RuntimeError` with what it wrote if it fails.
+
+    *watched* is entered with its process id while it works.
+    """
     job = Job(
         shape=scenario.shape,
         requests=requests,
@@ -98,7 +107,8 @@ def measure(
         if scenario.wait:
             figures |= _watch_pending(server, talk, job, scenario.wait[quick])
         else:
-            figures |= _watch_work(server, talk, job)
+            with watched(talk.process.pid):
+                figures |= _watch_work(server, talk, job)
             if scenario.operator.delay:
                 figures["ideal"] = scenario.ideal(requests)
         talk.go_on()
@@ -130,10 +140,7 @@ def _watch_work(server: ServerView, talk: Conversation, job: Job) -> Figures:
         "cpu_us": done["cpu"] / job.requests * 1e6,
         "commands": commands / job.requests,
     }
-    if latencies := sorted(done.get("latencies", [])):
-        figures["p50_ms"] = latencies[len(latencies) // 2] * 1e3
-        figures["p99_ms"] = latencies[int(len(latencies) * 0.99)] * 1e3
-    return figures
+    return figures | {name: done[name] for name in ("p50_ms", "p99_ms") if name in done}
 
 
 def _watch_pending(server: ServerView, talk: Conversation, job: Job, seconds: float) -> Figures:

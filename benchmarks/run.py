@@ -24,12 +24,14 @@ from celery_worker import CeleryWorker
 from light_operator import LightOperator
 from local_redis import LocalRedis
 from measuring import Figures, Place, measure
+from profiling import profiles
 from report import as_markdown, as_text, tables
 from suite import AT_ONCE, CONTESTANTS, SCENARIOS, SLOW, Operator, Scenario
 from verdict import Breach, Limit, Results, breaches, missed_aims, parse, summary, to_repeat
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- figures -->\n", "<!-- end of the figures -->\n"
+FIGURES, PROFILES = "figures", "profiles"
+"""Between marks of these names a page has what was measured."""
 REPEAT_UNTIL = 70.0
 """Seconds into a quick run after which nothing is measured again."""
 
@@ -130,6 +132,9 @@ def run_and_judge(
 def main() -> int:
     """Run what the arguments ask for; return the exit code."""
     arguments = _parse()
+    if arguments.profile:
+        profile(arguments)
+        return 0
     chosen = [
         scenario
         for name, scenario in SCENARIOS.items()
@@ -148,6 +153,17 @@ def checked_in_limits() -> list[Limit]:
     return parse((HERE / "limits.toml").read_text("utf-8"))
 
 
+def profile(arguments: argparse.Namespace) -> None:
+    """Say where the time goes, instead of measuring it."""
+    told = []
+    with place(celery=False) as where:
+        for heading, rows in profiles(where):
+            print(f"{heading}\n{as_text(rows)}\n", flush=True)
+            told.append(f"*{heading}*\n\n{as_markdown(rows)}")
+    if arguments.page is not None:
+        _put_into(arguments.page, PROFILES, f"{_measured(arguments)}\n\n" + "\n\n".join(told))
+
+
 def _keep(arguments: argparse.Namespace, results: Results) -> None:
     found = list(tables(results))
     print("\n\n".join(map(as_text, found)))
@@ -162,7 +178,8 @@ def _keep(arguments: argparse.Namespace, results: Results) -> None:
         told = [*map(as_markdown, found)]
         if missed:
             told.append("Aimed at and not reached:\n\n" + "\n".join(f"- {each}" for each in missed))
-        _put_into(arguments.page, about, "\n\n".join(told))
+        measured = f"{_measured(arguments)[:-1]}, rounds: {arguments.rounds}."
+        _put_into(arguments.page, FIGURES, "\n\n".join([measured, *told]))
     if arguments.plot is not None:
         from plot import plot
 
@@ -180,11 +197,16 @@ def _about(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _put_into(page: Path, about: dict[str, Any], figures: str) -> None:
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    told = f"Measured on {about['measured']} ({about['machine']}), rounds: {about['rounds']}."
-    page.write_text(f"{before}{BEGIN}\n{told}\n\n{figures}\n\n{END}{after}", "utf-8")
+def _measured(arguments: argparse.Namespace) -> str:
+    about = _about(arguments)
+    return f"Measured on {about['measured']} ({about['machine']})."
+
+
+def _put_into(page: Path, name: str, told: str) -> None:
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of the {name} -->\n"
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    page.write_text(f"{before}{begin}\n{told}\n\n{end}{after}", "utf-8")
 
 
 def _parse() -> argparse.Namespace:
@@ -205,6 +227,7 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="real workers instead of the light operator; times only",
     )
+    add("--profile", action="store_true", help="where the time goes, of ours and of the floor")
     add("--json", type=Path, help="a file for the figures")
     add("--plot", type=Path, help="a PNG")
     add("--page", type=Path, help="a page of Markdown to put the table into, between its marks")

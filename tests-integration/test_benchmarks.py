@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from profiling import shares
 from server_view import Connections, count
 from suite import DEFAULT, SCENARIOS
 from verdict import (
@@ -143,3 +144,20 @@ def test_connections_are_told_apart() -> None:
         b"id=6 name=bench-watcher db=0 cmd=client ",
     ]
     assert count(b"\n".join(lines)) == Connections(broker=1, backend=2, unnamed=1)
+
+
+def test_a_sample_counts_for_the_innermost_part_of_ours() -> None:
+    """What a library does is on the account of whom of ours it works for, else on the caller's."""
+    user = "run (/b/contestants/driving.py:9);sync (/p/sandai/op/client/_client.py:5)"
+    lines = [
+        f"{user};dumps (/l/kombu/serialization.py:3) 6",
+        f"{user};encode (/p/sandai/op/transport/_message.py:7);packb (/l/msgpack/__init__.py:1) 3",
+        "run_forever (/l/asyncio/base_events.py:1) 2",
+        "work.<locals>.call (/b/contestants/floor_threads.py:8);recv (/l/redis/x.py:2) 1",
+    ]
+    assert shares(lines) == [
+        ("client/_client", 0.5),
+        ("transport/_message", 0.25),
+        ("the caller, threads, asyncio", pytest.approx(1 / 6)),
+        ("floor_threads, call", pytest.approx(1 / 12)),
+    ]

@@ -37,7 +37,7 @@ class _Start:
 
     def _done(self) -> None:
         figures = self.stopwatch.stop()
-        tell("done", latencies=self.latencies, **figures)
+        tell("done", **_percentiles(self.latencies), **figures)
 
     def wait(self) -> None:
         """Wait for the others, and for the sign."""
@@ -66,7 +66,7 @@ def call_in_turn(job: Job, opened: AbstractContextManager[Call]) -> None:
             call(number)
             latencies.append(time.perf_counter() - began)
         figures = stopwatch.stop()
-        tell("done", latencies=latencies, **figures)
+        tell("done", **_percentiles(latencies), **figures)
 
 
 def call_in_threads(
@@ -142,6 +142,14 @@ def _run_threads(count: int, work: Callable[[], None], start: _Start) -> None:
     for failure in failures:
         if not isinstance(failure, threading.BrokenBarrierError):
             raise failure
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float]:
+    ordered = sorted(latencies)
+    return {
+        "p50_ms": ordered[len(ordered) // 2] * 1e3,
+        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3,
+    }
 
 
 def time_batch(work: Callable[[], Any]) -> None:

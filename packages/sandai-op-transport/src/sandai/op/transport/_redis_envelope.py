@@ -21,8 +21,8 @@ _PLACES = {
 }
 _PLACE = re.compile("|".join(f'"{re.escape(place)}"' for place in _PLACES))
 _PLACE_OF = {name: place for place, name in _PLACES.items()}
-#: Quotes a string as ``json.dumps`` does.
-_quoted = json.JSONEncoder().encode
+#: Quotes a string as ``json.dumps`` does, which calls it too.
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class EnvelopeRenderer:
@@ -56,7 +56,7 @@ class EnvelopeRenderer:
                 "body": b64encode(message.body).decode("ascii"),
                 "id": message.task_id,
                 "root_id": _quoted(message.root_id),
-                "parent_id": _quoted(message.parent_id),
+                "parent_id": "null" if message.parent_id is None else _quoted(message.parent_id),
                 "repr": _quoted(message.kwargsrepr),
                 "tag": new_id(),
                 "reply_to": _quoted(message.reply_to),
