@@ -82,6 +82,7 @@ def test_the_constructor_is_the_contracts() -> None:
         "shared_transport_scope": None,
         "broker_transport_options": None,
         "result_backend_transport_options": None,
+        "submit_retries": None,
     }
     parameters = list(inspect.signature(OperatorClient).parameters.values())
     defaults = [(each.name, each.default) for each in parameters]

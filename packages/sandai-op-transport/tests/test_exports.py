@@ -7,10 +7,10 @@ import types
 import sandai.op.transport as transport
 
 EXPORTS = """
-    Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics Changes
-    ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL
-    DocumentDecoder Health HubStatistics IDLE_SECONDS Item Limiter LimiterStatistics
-    MESSAGES_PER_WRITE MessageFactory OperatorApp Outage Outcome PENDING Posting PushPlan PushPolicy
+    Attempts Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics
+    Changes ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT
+    DEFAULT_URL DocumentDecoder Health HubStatistics IDLE_SECONDS Item Limiter LimiterStatistics
+    MESSAGES_PER_WRITE MessageFactory OperatorApp Outage Outcome PENDING Posting PushPolicy
     PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker RedisConnection
     RedisConnector Rendering ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls
     TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable YOUNG

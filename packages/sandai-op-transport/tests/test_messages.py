@@ -308,8 +308,9 @@ def test_ids_of_a_forked_child_are_its_own() -> None:
         "from sandai.op.transport._message import new_id\n"
         "new_id()\n"
         "child = os.fork()\n"
+        "child and os.waitpid(child, 0)\n"  # or they write into each other's lines
         "print(*(new_id() for _ in range(300)), flush=True)\n"
-        "os._exit(0) if not child else os.waitpid(child, 0)\n"
+        "child or os._exit(0)\n"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

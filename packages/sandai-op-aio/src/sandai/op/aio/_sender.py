@@ -13,7 +13,6 @@ from sandai.op.transport import (
     Item,
     LimiterStatistics,
     Outcome,
-    PushPlan,
     RedisBroker,
     Rendering,
     TaskMessage,
@@ -111,7 +110,7 @@ class RedisSender:
     async def _push(self, connection: LoopConnection, entries: Sequence[Entry]) -> None:
         renderings: list[Rendering] = []
         items: list[Item] = []
-        plan = PushPlan(self._broker.connector, items)
+        plan = self._broker.plan(items)
         failure: TransportError | None = None
         breath = Breath()
         try:

@@ -9,6 +9,7 @@ from celery._state import get_current_worker_task
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
+    Attempts,
     Backend,
     BatchSubmission,
     Broker,
@@ -109,8 +110,10 @@ class Submitter:
         yet.
         """
         sender = self._senders.of(self._transport.broker, loop)
-        if not isinstance(sender, RedisSender) or not isinstance(
-            self._transport.backend, RedisBackend
+        if (
+            not isinstance(sender, RedisSender)
+            or not isinstance(self._transport.backend, RedisBackend)
+            or self._config.submit_retries
         ):
             await self.send(message)
             told(None)
@@ -125,16 +128,21 @@ class Submitter:
     async def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
+        attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
+        pause = attempts.settle(await self._send_once(attempts.messages))
+        while pause is not None:
+            await asyncio.sleep(pause)
+            pause = attempts.settle(await self._send_once(attempts.messages))
+        self._note(messages, attempts.outcomes)
+        return attempts.outcomes
+
+    async def _send_once(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         patience = self._config.pool_acquire_timeout
         try:
             await _before_submit(self._transport.backend, patience)
-            outcomes = await self._senders.of(self._transport.broker).send(
-                messages, patience=patience
-            )
+            return await self._senders.of(self._transport.broker).send(messages, patience=patience)
         except (TransportError, ClientPoolTimeoutError) as error:
-            outcomes = [error] * len(messages)
-        self._note(messages, outcomes)
-        return outcomes
+            return [error] * len(messages)
 
     def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):

@@ -81,6 +81,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         shared_transport_scope: str | None = None,
         broker_transport_options: Mapping[str, Any] | None = None,
         result_backend_transport_options: Mapping[str, Any] | None = None,
+        submit_retries: int | None = None,
     ) -> None:
         self.config = resolve(
             operator_name,
@@ -104,6 +105,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
             shared_transport_scope=shared_transport_scope,
             broker_transport_options=broker_transport_options,
             result_backend_transport_options=result_backend_transport_options,
+            submit_retries=submit_retries,
         )
         self._transport = Transport(self.config)
         self._results = ResultReader(self.config, self._transport)

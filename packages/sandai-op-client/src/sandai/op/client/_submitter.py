@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from celery._state import get_current_worker_task
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
+    Attempts,
     BatchSubmission,
     Broker,
     Config,
@@ -106,7 +108,11 @@ class Submitter:
     ) -> Posting[Item] | None:
         """Begin to queue a message; ``None`` when that has been done meanwhile."""
         broker = self._transport.broker
-        if isinstance(broker, RedisBroker) and isinstance(self._transport.backend, RedisBackend):
+        if (
+            isinstance(broker, RedisBroker)
+            and isinstance(self._transport.backend, RedisBackend)
+            and not self._config.submit_retries
+        ):
             patience = self._config.pool_acquire_timeout
             return broker.post(message, acquire_timeout=patience, wake=wake)
         self.send(message)
@@ -124,15 +130,20 @@ class Submitter:
     def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
+        attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
+        while (pause := attempts.settle(self._send_once(attempts.messages))) is not None:
+            time.sleep(pause)
+        self._note(messages, attempts.outcomes)
+        return attempts.outcomes
+
+    def _send_once(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         try:
             self._transport.backend.before_submit()
-            outcomes = self._transport.broker.send(
+            return self._transport.broker.send(
                 messages, acquire_timeout=self._config.pool_acquire_timeout
             )
         except (TransportError, ClientPoolTimeoutError) as error:
-            outcomes = [error] * len(messages)
-        self._note(messages, outcomes)
-        return outcomes
+            return [error] * len(messages)
 
     def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):

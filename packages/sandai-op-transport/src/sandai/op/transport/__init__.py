@@ -19,10 +19,11 @@ from ._readers import HubStatistics
 from ._redis import Command, RedisConnection, RedisConnector, read_reply
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
-from ._redis_push import MESSAGES_PER_WRITE, Item, PushPlan, Rendering, interrupted
+from ._redis_push import MESSAGES_PER_WRITE, Item, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
 from ._settings import ClientArguments, ConfiguredClient
 from ._submission import TaskBuilder, TaskControls
+from ._submit_retries import Attempts
 from ._sweeping import SHORTEST, YOUNG, SweepSchedule
 from ._waiters import Changes, Waiter, WaiterTable
 
@@ -35,6 +36,7 @@ __all__ = [
     "READY_STATES",
     "SHORTEST",
     "YOUNG",
+    "Attempts",
     "Backend",
     "BackendKey",
     "BackendStatistics",
@@ -59,7 +61,6 @@ __all__ = [
     "Outage",
     "Outcome",
     "Posting",
-    "PushPlan",
     "PushPolicy",
     "PushRefused",
     "PushSession",

@@ -31,6 +31,8 @@ class Broker(Protocol):
 
     limiter: Limiter
     messages: MessageFactory
+    #: Whether a message with an ``attempt`` may be sent again, and is queued once all the same.
+    takes_once: bool
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """

@@ -23,6 +23,7 @@ DEFAULT_TIMEOUT = 28800
 Scope = Literal["operator", "process"]
 _LONGEST = 31_536_000  # seconds; clocks and sockets do not take just any number
 
+_MOST_RETRIES = 100
 _PREFIX = "SANDAI_OPERATOR_"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -53,6 +54,7 @@ class Config:
     backend_poll_concurrency: int
     pool_acquire_timeout: float
     io_timeout: float
+    submit_retries: int
     shared_transport_scope: Scope
     _broker_options: Frozen = field(repr=False)
     _backend_options: Frozen = field(repr=False)
@@ -164,6 +166,7 @@ def resolve(
     backend_poll_concurrency: int | None = None,
     pool_acquire_timeout: float | None = None,
     io_timeout: float = 5.0,
+    submit_retries: int | None = None,
     shared_transport_scope: str | None = None,
     broker_transport_options: Mapping[str, Any] | None = None,
     result_backend_transport_options: Mapping[str, Any] | None = None,
@@ -220,6 +223,7 @@ def resolve(
             "pool_acquire_timeout", "POOL_ACQUIRE_TIMEOUT", pool_acquire_timeout, _duration, 30.0
         )[1],
         io_timeout=_positive_duration("io_timeout", io_timeout),
+        submit_retries=read("submit_retries", "SUBMIT_RETRIES", submit_retries, _retries, 0)[1],
         shared_transport_scope=read(
             "shared_transport_scope",
             "SHARED_TRANSPORT_SCOPE",
@@ -298,6 +302,20 @@ def _name(setting: str, value: object) -> str:
 
 
 def _count(setting: str, value: object) -> int:
+    number = _whole(setting, value)
+    if number < 1:
+        raise ConfigurationError(setting, value, "must be at least 1")
+    return number
+
+
+def _retries(setting: str, value: object) -> int:
+    number = _whole(setting, value)
+    if not 0 <= number <= _MOST_RETRIES:
+        raise ConfigurationError(setting, value, f"must be from 0 to {_MOST_RETRIES}")
+    return number
+
+
+def _whole(setting: str, value: object) -> int:
     if isinstance(value, str):
         try:
             value = int(value)
@@ -305,8 +323,6 @@ def _count(setting: str, value: object) -> int:
             raise ConfigurationError(setting, value, "must be a whole number") from None
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(setting, value, "must be a whole number")
-    if value < 1:
-        raise ConfigurationError(setting, value, "must be at least 1")
     return value
 
 

@@ -29,6 +29,8 @@ class KombuBroker:
     would declare it; an existing one is left alone.
     """
 
+    takes_once = False
+
     def __init__(self, key: BrokerKey) -> None:
         self.limiter = limiter_of(key, "broker", key.broker_pool_limit)
         self._key = key

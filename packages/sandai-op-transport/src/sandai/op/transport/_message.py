@@ -39,6 +39,8 @@ class TaskMessage:
     content_encoding: str
     body: bytes
     raw_body: tuple[Any, ...]
+    #: Counts from 1 where the task may be submitted again if its fate is unknown, else 0.
+    attempt: int = 0
 
 
 class MessageFactory:
@@ -50,7 +52,13 @@ class MessageFactory:
         self._headers: dict[str, dict[str, Any]] = {}
 
     def make(
-        self, task_name: str, queue: str, kwargs: Mapping[str, Any], *, reply_to: str
+        self,
+        task_name: str,
+        queue: str,
+        kwargs: Mapping[str, Any],
+        *,
+        reply_to: str,
+        attempt: int = 0,
     ) -> TaskMessage:
         """
         Encode one task under a new id.
@@ -76,6 +84,7 @@ class MessageFactory:
             content_encoding,
             body if isinstance(body, bytes) else body.encode(),
             raw_body,
+            attempt,
         )
 
     def headers(self, message: TaskMessage) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The Redis broker for threads: LPUSH, many messages to a command."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,16 +23,28 @@ from ._pool import ConnectionPool
 from ._readers import Readers
 from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
 from ._redis_envelope import EnvelopeRenderer
-from ._redis_push import MESSAGES_PER_WRITE, Item, PushPlan, Rendering, interrupted
+from ._redis_push import (
+    MESSAGES_PER_WRITE,
+    Item,
+    PushPlan,
+    Rendering,
+    interrupted,
+    marker_of,
+)
 from ._url import RedisAddress
+
+_MOST_TAKEN = 10_000
 
 
 class RedisBroker:
     """
     Push messages straight to the queues' lists, where Celery's workers pop them.
 
-    A write that broke off is never repeated: the server may have acted on it.
+    A write that broke off is never repeated: the server may have acted on it. A message
+    with an ``attempt`` is pushed by a script that takes it once, so it may be sent again.
     """
+
+    takes_once = True
 
     def __init__(self, key: BrokerKey) -> None:
         address = RedisAddress.parse("broker_url", key.broker_url, thaw(key.transport_options))
@@ -46,6 +59,8 @@ class RedisBroker:
         self._pushes = GroupCommit(self._pool, self._push, MESSAGES_PER_WRITE)
         self._senders = Readers()
         self._sent = 0
+        # Atomic to add to and to take from; what is beyond that expires by itself.
+        self._taken: deque[str] = deque(maxlen=_MOST_TAKEN)
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """Push messages, together with those of other threads; see :meth:`Broker.send`."""
@@ -78,7 +93,7 @@ class RedisBroker:
     def _push(
         self, connection: RedisConnection, items: Sequence[Item], outcomes: list[Outcome]
     ) -> None:
-        plan = PushPlan(self.connector, items)
+        plan = self.plan(items)
         failure: OperatorError | None = None
         try:
             for write in plan.writes():
@@ -96,11 +111,18 @@ class RedisBroker:
         finally:
             outcomes += plan.finish(failure)
 
+    def plan(self, items: Sequence[Item]) -> PushPlan:
+        """Return the plan for pushing *items*; whoever does the I/O carries it out."""
+        return PushPlan(self.connector, items, self._taken)
+
     def note_sent(self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome]) -> None:
         """Count what was queued and tell Celery's signal of it."""
         for message, outcome in zip(messages, outcomes, strict=True):
             if outcome is None:
                 self._sent += 1
+                if message.attempt == 1:
+                    # Nothing of it is on its way any more, which could be late and find none.
+                    self._taken.append(marker_of(self.connector, message))
                 self.messages.after_publish(message)
 
     def ping(

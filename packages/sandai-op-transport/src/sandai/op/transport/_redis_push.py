@@ -1,6 +1,8 @@
 """Which commands queue a batch of messages, and what their replies mean."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
@@ -27,8 +29,27 @@ class Write:
     positions: list[list[int]]
 
 
-#: A list's key and the envelope that goes there.
-Item = tuple[str, bytes]
+#: A list's key, the envelope that goes there, and the key of its marker, or ``""``.
+Item = tuple[str, bytes, str]
+
+#: Milliseconds that a marker outlasts its message: longer than a copy of a command that was
+#: given up can be on its way, in a server that is frozen or a network that is cut.
+_MARKED = 60 * 60 * 1000
+#: Pushes those messages that were not pushed before. A script is atomic, for everybody who
+#: looks and for replicas and the append-only file, so a message and its marker are there
+#: together or not at all, after a crash or a failover too. LPUSH comes first: where the
+#: server refuses (memory, a key of another type, a replica) nothing has been written.
+#: KEYS: the list, and each message's marker. ARGV: milliseconds, and the messages.
+_PUSH_ONCE = """
+local new = {}
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then new[#new + 1] = ARGV[i] end
+end
+if #new > 0 then redis.call('LPUSH', KEYS[1], unpack(new)) end
+for i = 2, #KEYS do redis.call('SET', KEYS[i], '', 'PX', ARGV[1]) end
+return #new
+"""
+_MOST_FORGOTTEN = 1000
 
 
 @define
@@ -43,7 +64,8 @@ class Rendering:
         """Render the next message; Celery's signal is sent here, in the caller's context."""
         try:
             key = self._broker.connector.address.key_prefix + message.queue
-            self.items.append((key, self._broker.renderer.render(message)))
+            marker = marker_of(self._broker.connector, message) if message.attempt else ""
+            self.items.append((key, self._broker.renderer.render(message), marker))
         except InvalidTaskError as error:
             self._refused[len(self.items) + len(self._refused)] = error
 
@@ -63,6 +85,20 @@ class Renders(Protocol):
 
 
 @define
+class _Push:
+    key: str
+    envelopes: list[bytes] = field(factory=list)
+    markers: list[str] = field(factory=list)
+    positions: list[int] = field(factory=list)
+
+    def command(self) -> Command:
+        if not self.markers:
+            return ("LPUSH", self.key, *self.envelopes)
+        keys = (self.key, *self.markers)
+        return ("EVAL", _PUSH_ONCE, len(keys), *keys, _MARKED, *self.envelopes)
+
+
+@define
 class PushPlan:
     """
     Keep account of every envelope while many are pushed.
@@ -73,25 +109,43 @@ class PushPlan:
 
     _connector: RedisConnector
     _items: Sequence[Item]
+    #: Markers that have served: taken out and deleted with the next write.
+    _taken: deque[str] = field(factory=deque)
     _outcomes: dict[int, Outcome] = field(factory=dict, init=False)
 
     def writes(self) -> Iterator[Write]:
-        """Yield the writes, in order: one LPUSH for neighbours of the same queue."""
-        commands: list[list[str | bytes]] = []
-        positions: list[list[int]] = []
+        """Yield the writes, in order: one command for neighbours of the same queue."""
+        pushes: list[_Push] = []
         size = count = 0
-        for position, (key, envelope) in enumerate(self._items):
+        for position, (key, envelope, marker) in enumerate(self._items):
             if count and (count >= MESSAGES_PER_WRITE or size + len(envelope) > _BYTES_PER_WRITE):
-                yield Write([tuple(command) for command in commands], positions)
-                commands, positions, size, count = [], [], 0, 0
-            if not commands or commands[-1][1] != key:
-                commands.append(["LPUSH", key])
-                positions.append([])
-            commands[-1].append(envelope)
-            positions[-1].append(position)
+                yield self._write(pushes)
+                pushes, size, count = [], 0, 0
+            if not pushes or pushes[-1].key != key or bool(pushes[-1].markers) != bool(marker):
+                pushes.append(_Push(key))
+            push = pushes[-1]
+            push.envelopes.append(envelope)
+            push.positions.append(position)
+            if marker:
+                push.markers.append(marker)
             size, count = size + len(envelope), count + 1
-        if commands:
-            yield Write([tuple(command) for command in commands], positions)
+        if pushes:
+            yield self._write(pushes)
+
+    def _write(self, pushes: Sequence[_Push]) -> Write:
+        commands = [push.command() for push in pushes]
+        positions = [push.positions for push in pushes]
+        if forgotten := self._forgotten():
+            commands.append(("DEL", *forgotten))
+            positions.append([])
+        return Write(commands, positions)
+
+    def _forgotten(self) -> list[str]:
+        forgotten: list[str] = []
+        with suppress(IndexError):  # empty, as others take some too
+            while len(forgotten) < _MOST_FORGOTTEN:
+                forgotten.append(self._taken.popleft())
+        return forgotten
 
     def answered(self, write: Write, replies: Sequence[Any]) -> None:
         """
@@ -102,7 +156,10 @@ class PushPlan:
         """
         self._note(write, replies)
         for reply in replies:
-            if isinstance(reply, ReadOnlyError):
+            # In a script's error, Redis 6.2 quotes the one that it met.
+            if isinstance(reply, ReadOnlyError) or (
+                isinstance(reply, ResponseError) and "-READONLY" in str(reply)
+            ):
                 raise self._connector.failure(reply, maybe_done=False)
 
     def _note(self, write: Write, replies: Sequence[Any]) -> None:
@@ -125,6 +182,11 @@ class PushPlan:
         if isinstance(error, TransportError):
             error = error.for_unsent()
         return [self._outcomes.get(position, error) for position in range(len(self._items))]
+
+
+def marker_of(connector: RedisConnector, message: TaskMessage) -> str:
+    """Return the key that tells that a message was pushed."""
+    return f"{connector.address.key_prefix}sandai-op:submitted:{message.task_id}"
 
 
 def interrupted(error: BaseException) -> TransportError:

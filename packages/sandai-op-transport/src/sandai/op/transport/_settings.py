@@ -24,6 +24,7 @@ class ClientArguments(TypedDict, total=False):
     backend_poll_concurrency: int | None
     pool_acquire_timeout: float | None
     io_timeout: float
+    submit_retries: int | None
     shared_transport_scope: str | None
     broker_transport_options: Mapping[str, Any] | None
     result_backend_transport_options: Mapping[str, Any] | None

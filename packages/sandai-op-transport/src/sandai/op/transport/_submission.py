@@ -29,6 +29,7 @@ class TaskBuilder:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._task_name, self._queues = config.task_name, config.queue_names
+        self._attempt = 1 if config.submit_retries else 0
 
     def wait_limit(self, timeout: float | None) -> float | None:
         """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
@@ -124,4 +125,6 @@ class TaskBuilder:
         if queue is None:
             config = self._config
             queue = queue_name(priority, config.operator_name, config.operator_version)  # raises
-        return messages.make(self._task_name, queue, kwargs, reply_to=reply_to)
+        return messages.make(
+            self._task_name, queue, kwargs, reply_to=reply_to, attempt=self._attempt
+        )
