@@ -185,3 +185,53 @@ def test_command_size_adapts(world: World) -> None:
     for _ in range(20):
         world.schedule.looked(many, large, world.now)
     assert world.schedule.chunk == 1
+
+
+def asked(world: World, task_ids: list[str], refused: set[str]) -> tuple[set[str], list[int]]:
+    """Sweep once against a server that answers nothing where a task of *refused* is in it."""
+    seen: set[str] = set()
+    sizes = []
+    for piece in world.schedule.pieces(task_ids):
+        sizes.append(len(piece))
+        if refused.intersection(piece):
+            world.schedule.unanswered(piece)
+            break
+        world.schedule.looked(piece, [], world.now)
+        seen.update(piece)
+    return seen, sizes
+
+
+@pytest.mark.parametrize("position", [0, 57, 499])
+def test_what_is_not_answered_for_keeps_no_others_waiting(world: World, position: int) -> None:
+    """A result that cannot be had is asked for last and alone; the others are all looked at."""
+    ids = [str(number) for number in range(500)]
+    bad = {ids[position]}
+    seen: set[str] = set()
+    for _ in range(12):
+        seen |= asked(world, ids, bad)[0]
+    assert seen == set(ids) - bad
+    found, sizes = asked(world, ids, bad)
+    assert found == set(ids) - bad
+    assert sizes[-1] == 1
+    assert len(sizes) <= 4
+    # Had after all, it is one of many again.
+    asked(world, ids, set())
+    assert len(asked(world, ids, set())[1]) == 1
+
+
+def test_a_server_that_answered_nothing_for_a_while(world: World) -> None:
+    """After an outage everything is looked at in a dozen commands, not one by one."""
+    ids = [str(number) for number in range(4000)]
+    for _ in range(20):
+        asked(world, ids, set(ids))
+    found, sizes = asked(world, ids, set())
+    assert found == set(ids)
+    assert len(sizes) <= 25
+
+
+def test_nothing_is_kept_of_what_nobody_waits_for(world: World) -> None:
+    """What was not answered for is forgotten with its wait."""
+    world.schedule.unanswered(["gone", "old"])
+    world.wait_for("old")
+    assert world.sweeps(0.5, "old") != []
+    assert list(world.schedule._unanswered) == ["old"]

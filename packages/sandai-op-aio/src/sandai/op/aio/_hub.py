@@ -210,18 +210,17 @@ class LoopHub:
 
     async def _look(self, task_ids: Sequence[str]) -> None:
         began = time.monotonic()
-        position = 0
-        while position < len(task_ids):
-            chunk = task_ids[position : position + self._schedule.chunk]
-            position += len(chunk)
+        for piece in self._schedule.pieces(task_ids):
             try:
-                found = await self.looks.look(chunk, patience=_PATIENCE)
+                found = await self.looks.look(piece, patience=_PATIENCE)
             except (TransportError, ClientPoolTimeoutError) as error:
+                if isinstance(error, TransportError) and error.maybe_done:
+                    self._schedule.unanswered(piece)
                 self._outage.failed(error, time.monotonic())
                 return
             self._outage.worked()
             self._sweeps += 1
-            self._schedule.looked(chunk, found, time.monotonic())
+            self._schedule.looked(piece, found, time.monotonic())
             for start in range(0, len(found), _TOLD):
                 self._swept += await self._tell(found[start : start + _TOLD])
         self._schedule.took(time.monotonic() - began)

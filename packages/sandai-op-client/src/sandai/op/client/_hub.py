@@ -221,18 +221,17 @@ class ResultHub:
 
     def _look(self, task_ids: Sequence[str]) -> None:
         began = time.monotonic()
-        position = 0
-        while position < len(task_ids):
-            chunk = task_ids[position : position + self._schedule.chunk]
-            position += len(chunk)
+        for piece in self._schedule.pieces(task_ids):
             try:
-                found = self._backend.look(chunk, acquire_timeout=_ACQUIRE_TIMEOUT)
+                found = self._backend.look(piece, acquire_timeout=_ACQUIRE_TIMEOUT)
             except (TransportError, ClientPoolTimeoutError) as error:
+                if isinstance(error, TransportError) and error.maybe_done:
+                    self._schedule.unanswered(piece)
                 self._outage.failed(error, time.monotonic())
                 return
             self._outage.worked()
             self._sweeps += 1
-            self._schedule.looked(chunk, found, time.monotonic())
+            self._schedule.looked(piece, found, time.monotonic())
             self._swept += self._tell(found)
         self._schedule.took(time.monotonic() - began)
 

@@ -8,7 +8,7 @@ Without push everything is looked at often.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from attrs import define, field
 
@@ -46,6 +46,9 @@ class SweepSchedule:
     _distrust_until: float = field(default=0.0, init=False)
     _blame_from: float = field(default=0.0, init=False)
     _found: dict[str, float] = field(factory=dict, init=False)
+    #: What the server did not answer for, and how many of that to ask for at once.
+    _unanswered: dict[str, None] = field(factory=dict, init=False)
+    _few: int = field(default=1, init=False)
     #: How many keys to ask for in one command.
     chunk: int = field(default=_FEWEST_KEYS, init=False)
 
@@ -66,7 +69,39 @@ class SweepSchedule:
         self._next_young = now + SHORTEST
         self._next_all = now + self._interval
         self._interval = min(LONGEST, self._interval * 2)
-        return table.ids()
+        task_ids = table.ids()
+        if self._unanswered:
+            waited_for = set(task_ids)
+            self._unanswered = {i: None for i in self._unanswered if i in waited_for}
+        return task_ids
+
+    def pieces(self, task_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+        """
+        Yield what to ask for in one command each; say of each :meth:`looked` or :meth:`unanswered`.
+
+        What was not answered for comes last, and few at a time, so that results which
+        are too much for a server or a network keep no others waiting.
+        """
+        wanted = set(task_ids) if self._unanswered else set()
+        last = [task_id for task_id in self._unanswered if task_id in wanted]
+        first = [i for i in task_ids if i not in self._unanswered] if last else task_ids
+        position = 0
+        while position < len(first):
+            piece = first[position : position + self.chunk]
+            position += len(piece)
+            yield piece
+        position = 0
+        while position < len(last):
+            piece = last[position : position + self._few]
+            position += len(piece)
+            yield piece
+
+    def unanswered(self, asked: Sequence[str]) -> None:
+        """Note that the connection broke, or nothing came, after this was asked for."""
+        self._few = max(1, len(asked) // 4)
+        for task_id in asked:
+            self._unanswered.pop(task_id, None)
+            self._unanswered[task_id] = None
 
     def next_due(self, now: float) -> float:
         """Return in how many seconds to look again while push delivers and no wait is young."""
@@ -91,6 +126,11 @@ class SweepSchedule:
         """
         if now >= self._blame_from:
             self._found.update((document.task_id, now) for document in found if document.ready)
+        if not self._unanswered.keys().isdisjoint(asked):
+            for task_id in asked:
+                self._unanswered.pop(task_id, None)
+            if len(asked) >= self._few:
+                self._few *= 2
         if sum(document.size for document in found) > _MANY_BYTES:
             self.chunk = max(1, self.chunk // 4)
         elif len(asked) >= self.chunk:
