@@ -13,6 +13,7 @@ from attrs import frozen
 import scripted_operator
 from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, AsyncTaskHandle
 from sandai.op.models import BatchTaskResult, HealthCheckResult
+from sandai.op.transport import BackendStatistics, BrokerStatistics
 from scenarios import ClientView, Handle, Submission, Task
 
 R = TypeVar("R")
@@ -151,6 +152,21 @@ class AsyncioClientView:
     def attach(self, task_id: str) -> Handle:
         """Return a handle."""
         return self._handle(self._loop.run(self.client.attach(task_id)))
+
+    def get_all(self, task_ids: Sequence[str], timeout: float) -> list[Any]:
+        """Wait for tasks, each in a coroutine of its own."""
+
+        async def get(task_id: str) -> Any:
+            return await (await self.client.attach(task_id)).get(timeout=timeout)
+
+        async def gather() -> list[Any]:
+            return await asyncio.gather(*map(get, task_ids))
+
+        return self._loop.run(gather())
+
+    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
+        """Tell of its connections and of who waits."""
+        return self.client.statistics()
 
     def close(self) -> None:
         """Close."""

@@ -14,6 +14,7 @@ import pytest
 import scripted_operator
 from asyncio_world import AsyncioWorld
 from celery_worker import CeleryWorker
+from fault_rig import Rig
 from local_redis import LocalRedis
 from sandai.op.client import OperatorClient
 from sandai.op.transport import statistics
@@ -125,6 +126,13 @@ def world(
         redis_client.flushdb()
         with request.param(redis_server.url, redis_client) as world:
             yield world
+
+
+@pytest.fixture(params=[ThreadWorld, AsyncioWorld], ids=["threads", "asyncio"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """Give each client a Redis of its own behind proxies, to be broken."""
+    with Rig(request.param) as rig:
+        yield rig
 
 
 @pytest.fixture(autouse=True)

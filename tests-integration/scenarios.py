@@ -36,6 +36,7 @@ from sandai.op.models import (
     TaskExecutionError,
     TaskTimeoutError,
 )
+from sandai.op.transport import BackendStatistics, BrokerStatistics
 from watching import eventually
 
 Task = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -115,6 +116,12 @@ class ClientView(Protocol):
 
     def attach(self, task_id: str) -> Handle:
         """Return a handle on a task."""
+
+    def get_all(self, task_ids: Sequence[str], timeout: float) -> list[Any]:
+        """Wait for many tasks at once; return their replies."""
+
+    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
+        """Tell of its connections and of who waits."""
 
     def close(self) -> None:
         """Close."""

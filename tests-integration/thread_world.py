@@ -7,10 +7,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from attrs import frozen
+from celery.result import ResultSet
 
 import scripted_operator
 from sandai.op.client import OperatorAsyncResult, OperatorClient, SubmittedTask
 from sandai.op.models import BatchTaskResult, HealthCheckResult
+from sandai.op.transport import BackendStatistics, BrokerStatistics
 from scenarios import ClientView, Handle, Submission, Task
 
 
@@ -112,6 +114,16 @@ class ThreadClientView:
     def attach(self, task_id: str) -> Handle:
         """Return a handle."""
         return ThreadHandle(self.client.attach(task_id))
+
+    def get_all(self, task_ids: Sequence[str], timeout: float) -> list[Any]:
+        """Wait for tasks, a handle for each, all of them waited for from the beginning."""
+        handles = ResultSet([self.client.attach(task_id) for task_id in task_ids])
+        replies: list[Any] = handles.join(timeout=timeout)
+        return replies
+
+    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
+        """Tell of its connections and of who waits."""
+        return self.client.statistics()
 
     def close(self) -> None:
         """Close."""

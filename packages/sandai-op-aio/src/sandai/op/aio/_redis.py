@@ -24,6 +24,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from sandai.op.transport import Command, RedisConnector
 
+from ._silence import Silence
+
 
 class Twin:
     """
@@ -137,19 +139,22 @@ class LoopConnection:
         Send commands in one write and return their replies, in order.
 
         An error reply stands in the list as a ``ResponseError``. When the connection
-        breaks, or no reply comes within the I/O timeout, raises
+        breaks, or nothing comes within the I/O timeout, raises
         :class:`TransportError` with ``maybe_done``; *replies* then holds those that
         came before. Whatever is raised, the connection is closed.
         """
         replies = [] if replies is None else replies
-        limit = self._connector.io_timeout
-        time = asyncio.get_running_loop().time
+        parsed = self.redis._parser._reader
+
+        def received() -> tuple[int, int]:
+            return len(replies), 0 if parsed is None else parsed.len()
+
         try:
-            async with asyncio.timeout(limit) as scope:
+            async with Silence(self._connector.io_timeout, received) as silence:
                 self.write(commands)
                 await self.redis._writer.drain()
+                silence.broken()
                 for _ in commands:
-                    scope.reschedule(time() + limit)
                     replies.append(await self.read())
         except (RedisError, OSError) as error:
             self.close()

@@ -1,0 +1,388 @@
+"""Both clients and results that are hard to get: every wait ends with its result, or its timeout."""
+
+from __future__ import annotations
+
+import logging
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from fault_rig import IO, Rig, ids_in, in_time, new_ids, pending, push_connects, pushing
+from light_operator import LightOperator
+from local_redis import LocalRedis
+from sandai.op.models import OperatorConnectionError, TaskTimeoutError
+from scenarios import KEY, at_once
+from tcp_proxy import Cut, Entry
+from thread_world import ThreadWorld
+from watching import BACKEND, best_of, connections, eventually
+
+MANY = 1000
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what our log says that is not well."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@contextmanager
+def again_and_again(strike: Callable[[], object], every: Callable[[], float]) -> Iterator[None]:
+    """Do something in a thread until the block is left."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every()):
+            strike()
+
+    with ThreadPoolExecutor(1) as pool:
+        striking = pool.submit(run)
+        try:
+            yield
+        finally:
+            over.set()
+            striking.result()
+
+
+# The backend goes away
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_restarted_with_many_pending(
+    rig: Rig, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """A thousand waits go through a restart of the backend, which is logged once."""
+    client = rig.client()
+    ids = new_ids(MANY)
+    waits = rig.begin(client, ids)
+    rig.server.stop() if how == "restart" else rig.server.kill()
+    with in_time(), pytest.raises(OperatorConnectionError):
+        client.attach(ids[0]).ready()
+    rig.server.start()
+    # Some at once, and unpublished: nobody may have subscribed again.
+    rig.store(ids[:300], publish=False)
+    eventually(lambda: rig.channels() >= MANY - 300, within=3)
+    rig.store(ids[300:])
+    with in_time(1.0):
+        assert ids_in(waits.result(10)) == ids
+    assert [text.rpartition(": ")[2] for text in warnings(caplog)] == ["trying on"[:0] or t for t in []] or len(warnings(caplog)) == 2
+
+
+def test_subscriptions_killed_again_and_again(rig: Rig) -> None:
+    """A thousand waits lose their push connection every 50 ms; every result comes."""
+    client = rig.client()
+    ids = new_ids(MANY)
+    waits = rig.begin(client, ids)
+    with again_and_again(
+        lambda: rig.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub"), lambda: 0.05
+    ):
+        for start in range(0, MANY - 100, 60):
+            rig.store(ids[start : start + 60], publish=start % 120 == 0)
+            time.sleep(0.1)  # ... for a second and a half
+        assert push_connects(client) > 3
+    rig.store(ids[900:])
+    with in_time(2.0):
+        assert ids_in(waits.result(10)) == ids
+
+
+def test_killed_for_as_long_as_it_waits(rig: Rig) -> None:
+    """Where no push connection lasts longer than a moment, results come all the same, soon."""
+    client = rig.client()
+    ids = new_ids(50)
+    waits = rig.begin(client, ids)
+    with again_and_again(
+        lambda: rig.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub"), lambda: 0.02
+    ):
+        time.sleep(0.3)
+        rig.store(ids)
+        with in_time(1.0):
+            assert ids_in(waits.result(10)) == ids
+
+
+def test_random_resets(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Connections that are reset at random end no wait, with or without a published result."""
+    client = rig.client()
+    ids = new_ids(200)
+    waits = rig.begin(client, ids)
+    randomness = random.Random(24)
+    with again_and_again(
+        lambda: rig.backend.cut(randomness.choice([Cut.RESET, Cut.FIN])),
+        lambda: randomness.uniform(0.005, 0.1),
+    ):
+        for position in range(0, 180, 10):
+            rig.store(ids[position : position + 10], publish=randomness.random() < 0.5)
+            time.sleep(0.05)
+    rig.store(ids[180:])
+    with in_time(2.0):
+        assert ids_in(waits.result(10)) == ids
+    # One outage at a time is told of, with its end.
+    said = warnings(caplog)
+    for kind in {text.partition(":")[0] for text in said}:
+        texts = [text for text in said if text.startswith(kind)]
+        assert all("trying on" in text for text in texts[::2])
+        assert all("well again" in text for text in texts[1::2])
+
+
+@pytest.mark.parametrize("fault", [Entry.REFUSED, Entry.SILENT])
+def test_gone_for_good(rig: Rig, fault: Entry) -> None:
+    """A wait tries on to its own deadline, and then tells of the last failure."""
+    client = rig.client()
+    ids = new_ids(100)
+    waits = rig.begin(client, ids, timeout=1.5)
+    rig.backend.entry = fault
+    rig.backend.cut()
+    with in_time(1.5):
+        error = waits.exception(10)
+    assert isinstance(error, TaskTimeoutError)
+    assert isinstance(error.__cause__, Exception)
+    assert str(rig.backend.port) in str(error.__cause__)
+    # The next one waits as long, and no longer.
+    began = time.monotonic()
+    with in_time(0.3), pytest.raises(TaskTimeoutError) as caught:
+        client.attach(ids[0]).get(timeout=0.3)
+    assert time.monotonic() - began >= 0.3
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_back_in_time(rig: Rig) -> None:
+    """An outage that ends before the deadline costs no more than a second."""
+    client = rig.client()
+    ids = new_ids(20)
+    waits = rig.begin(client, ids)
+    rig.backend.entry = Entry.REFUSED
+    rig.backend.cut()
+    rig.store(ids)
+    time.sleep(1.5)  # tried again at growing intervals
+    assert not waits.done()
+    rig.backend.heal()
+    with in_time(1.0):
+        assert ids_in(waits.result(10)) == ids
+
+
+# The push connection
+
+
+def test_half_open(rig: Rig) -> None:
+    """A push connection that is silent without an end is noticed by a PONG that is missing."""
+    client = rig.client()
+    ids = new_ids(MANY)
+    waits = rig.begin(client, ids)
+    # Nothing is published for a while, so that nothing else would show it.
+    time.sleep(2.5)
+    assert pushing(client)
+    rig.backend.black_hole()
+    eventually(lambda: push_connects(client) == 2 and pushing(client), within=5)
+    eventually(lambda: rig.redis.pubsub_numsub(KEY + ids[-1])[0][1] == 2, within=1)
+    rig.store(ids)
+    with in_time(1.0):
+        assert ids_in(waits.result(10)) == ids
+
+
+def test_half_open_with_results(rig: Rig) -> None:
+    """Results that are published into a black hole are there within the time of a sweep."""
+    client = rig.client()
+    ids = new_ids(100)
+    waits = rig.begin(client, ids)
+    time.sleep(1.5)
+    rig.backend.black_hole()
+    rig.store(ids)
+    with in_time(2.0 + IO):
+        assert ids_in(waits.result(10)) == ids
+
+
+@pytest.mark.parametrize("publish", [True, False], ids=["published", "stored"])
+def test_written_while_reconnecting(rig: Rig, publish: bool) -> None:
+    """Whenever a result is written while a slow connection is made again, it is seen at once."""
+    client = rig.client(io_timeout=5)
+    ids = new_ids(300)
+    waits = rig.begin(client, ids)
+    time.sleep(1.3)  # none of them is young: a sweep would be long in coming
+    rig.backend.delay = 0.02
+    rig.backend.cut()
+    for start in range(0, 300, 5):
+        rig.store(ids[start : start + 5], publish=publish)
+        time.sleep(0.01)
+        if pushing(client) and start >= 150:
+            break
+    rig.store(ids[start + 5 :])
+    with in_time(0.7):
+        assert ids_in(waits.result(10)) == ids
+
+
+def test_output_buffer_limit(rig: Rig) -> None:
+    """Where each large result drops the subscriber, all of them come all the same."""
+    rig.redis.config_set("client-output-buffer-limit", "pubsub 64kb 0 0")
+    client = rig.client()
+    ids = new_ids(60)
+    waits = rig.begin(client, ids)
+    for start in range(0, 60, 10):
+        rig.store(ids[start : start + 10], pad=100_000)
+        time.sleep(0.1)
+    with in_time(2.0):
+        assert ids_in(waits.result(10)) == ids
+    dropped = rig.redis.info("clients")
+    assert push_connects(client) > 1, dropped
+
+
+def test_a_slow_subscriber(rig: Rig) -> None:
+    """One that reads slower than results are published is dropped, and gets them all."""
+    rig.redis.config_set("client-output-buffer-limit", "pubsub 256kb 0 0")
+    client = rig.client()
+    ids = new_ids(400)
+    waits = rig.begin(client, ids)
+    rig.backend.rate = 20_000_000
+    rig.store(ids, pad=40_000)
+    with in_time(5.0):
+        assert ids_in(waits.result(10)) == ids
+
+
+RULES = {
+    "ACL": "~* &* +@all -subscribe",
+    "channels": "~* resetchannels +@all",
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_subscribe_forbidden(rig: Rig, caplog: pytest.LogCaptureFixture, rules: str) -> None:
+    """A user who may not subscribe is polled for within the budget; the log says so once."""
+    rig.redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", *rules.split())
+    url = rig.backend.url.replace("redis://", "redis://app:pw@")
+    check_polling(rig, url, caplog)
+
+
+def check_polling(rig: Rig, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that results are polled for, soon enough, and that the log says so once."""
+    with LightOperator(rig.server.url, delay=0.3, concurrency=200):
+        client = rig.client(result_backend=url, backend_pool_limit=2)
+        for _ in range(2):
+            with in_time(0.3 + 0.15):
+                assert client.sync([], {"n": 1}) == ([], {"n": 1})
+        results = client.batch_sync_detailed([([], {"n": n}) for n in range(200)])
+        assert [result.results for result in results] == [{"n": n} for n in range(200)]
+        assert not pushing(client)
+        assert connections(rig.redis)["backend"] == 1
+    [said] = warnings(caplog)
+    assert "does not allow push" in said
+
+
+# What is stored
+
+
+def test_expired_before_it_is_read(rig: Rig) -> None:
+    """A result that expired is waited for until the wait's own timeout."""
+    client = rig.client()
+    [task_id] = new_ids(1)
+    rig.store([task_id], px=1)
+    eventually(lambda: not rig.redis.exists(KEY + task_id), within=1)
+    began = time.monotonic()
+    with in_time(0.5), pytest.raises(TaskTimeoutError) as caught:
+        client.attach(task_id).get(timeout=0.5)
+    assert time.monotonic() - began >= 0.5
+    assert (caught.value.task_id, caught.value.timeout) == (task_id, 0.5)
+    assert caught.value.__cause__ is None
+    assert client.attach(task_id).state() == "PENDING"
+
+
+def test_an_unknown_task(rig: Rig) -> None:
+    """A task that nobody submitted is pending, and a wait for it ends with its timeout."""
+    client = rig.client(timeout=0.4)
+    handle = client.attach("no-such-task")
+    assert (handle.ready(), handle.state()) == (False, "PENDING")
+    # Without a timeout of its own, it is the client's.
+    with in_time(0.4), pytest.raises(TaskTimeoutError) as caught:
+        handle.get()
+    assert (caught.value.task_id, caught.value.timeout) == ("no-such-task", 0.4)
+
+
+def test_what_is_read_is_deleted(rig: Rig) -> None:
+    """Read results leave no key; what is only looked at keeps the operator's expiry."""
+    with LightOperator(rig.server.url):
+        client = rig.client()
+        client.batch_sync_detailed([([], {"n": n}) for n in range(200)])
+        client.sync([], {})
+        client.desc()
+        assert rig.redis.dbsize() == 0
+        handle = client.async_call([], {})
+        handle.get(timeout=10)
+        assert handle.ready()
+        ttl = rig.redis.ttl(KEY + handle.task_id)
+        assert 86_000 < ttl <= 86_400
+        handle.forget()
+        assert rig.redis.dbsize() == 0
+
+
+def test_no_channel_is_left(rig: Rig) -> None:
+    """Waits that are over, with a result or without, leave no subscription."""
+    client = rig.client()
+    ids = new_ids(300)
+    waits = rig.begin(client, ids)
+    rig.store(ids)
+    waits.result(10)
+    late = rig.begin(client, new_ids(300), timeout=0.5)
+    assert isinstance(late.exception(10), TaskTimeoutError)
+    assert client.attach(ids[0]).get(timeout=0)["status"] == "success"
+    eventually(lambda: rig.channels() == 0, within=1)
+    assert all(count == 0 for _, count in rig.redis.pubsub_numsub(*(KEY + i for i in ids)))
+    assert pending(client) == 0
+
+
+# How soon
+
+
+def test_from_store_to_wake(rig: Rig) -> None:
+    """Of two hundred published results 99 in 100 wake who waits within 30 ms."""
+    client = rig.client()
+
+    def measure() -> float:
+        ids = new_ids(64)
+        stored: dict[str, float] = {}
+        woken: dict[str, float] = {}
+
+        def wait(number: int) -> None:
+            client.attach(ids[number]).get(timeout=20)
+            woken[ids[number]] = time.monotonic()
+
+        with at_once(64, wait) as calls:
+            eventually(lambda: rig.channels() == 64, within=5)
+            time.sleep(1.3)  # no sweep is near
+            for task_id in ids:
+                stored[task_id] = time.monotonic()
+                rig.store([task_id])
+                time.sleep(0.005)
+            for call in calls:
+                call.result()
+        latencies = [woken[task_id] - stored[task_id] for task_id in ids]
+        return statistics.quantiles(latencies, n=100)[98]
+
+    assert best_of(3, measure, limit=0.03) <= 0.03
+
+
+def test_one_look(rig: Rig) -> None:
+    """A timeout of 0 is one look: a round trip, and no more, also where nothing is there."""
+    client = rig.client()
+    handle = client.attach("no-such-task")
+    handle.ready()
+    rig.backend.delay = 0.05
+    for _ in range(2):
+        before = rig.backend.round_trips
+        with pytest.raises(TaskTimeoutError):
+            handle.get(timeout=0)
+        assert rig.backend.round_trips == before + 1
+
+
+def test_bulk_over_a_slow_network(rig: Rig) -> None:
+    """Ten thousand tasks over a network of 2 ms each way are a few dozen round trips."""
+    client = rig.client(io_timeout=5)
+    assert client.ping()
+    rig.broker.delay = 0.002
+    before = rig.broker.round_trips
+    with in_time(3.0):
+        submissions = client.batch_submit([([], {"n": n}) for n in range(10_000)])
+    assert all(submission.submitted for submission in submissions)
+    assert rig.broker.round_trips - before <= 40
+    assert rig.redis.llen("normal.bench.v1") == 10_000
