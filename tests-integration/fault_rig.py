@@ -149,3 +149,8 @@ def pushing(client: ClientView) -> bool:
 def push_connects(client: ClientView) -> int:
     """Count the push connections that have been opened."""
     return sum(reader.push_connects for reader in client.statistics()[1].readers)
+
+
+def pushed(client: ClientView) -> int:
+    """Count the results that were pushed."""
+    return sum(reader.pushed for reader in client.statistics()[1].readers)

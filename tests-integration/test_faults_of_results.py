@@ -1,7 +1,10 @@
-"""Both clients and results that are hard to get: every wait ends with its result, or its timeout."""
+"""Both clients and results that are hard to get: a wait ends with its result or its timeout."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import json
 import logging
 import random
 import statistics
@@ -14,14 +17,26 @@ from typing import Any
 
 import pytest
 
-from fault_rig import IO, Rig, ids_in, in_time, new_ids, pending, push_connects, pushing
+from fault_rig import (
+    IO,
+    OPERATOR,
+    Rig,
+    ids_in,
+    in_time,
+    new_ids,
+    pending,
+    push_connects,
+    pushed,
+    pushing,
+)
 from light_operator import LightOperator
 from local_redis import LocalRedis
+from loops import eventually as in_loop
+from sandai.op.aio import AsyncOperatorClient
 from sandai.op.models import OperatorConnectionError, TaskTimeoutError
 from scenarios import KEY, at_once
 from tcp_proxy import Cut, Entry
-from thread_world import ThreadWorld
-from watching import BACKEND, best_of, connections, eventually
+from watching import best_of, connections, eventually, open_redis
 
 MANY = 1000
 
@@ -53,9 +68,7 @@ def again_and_again(strike: Callable[[], object], every: Callable[[], float]) ->
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_restarted_with_many_pending(
-    rig: Rig, caplog: pytest.LogCaptureFixture, how: str
-) -> None:
+def test_restarted_with_many_pending(rig: Rig, caplog: pytest.LogCaptureFixture, how: str) -> None:
     """A thousand waits go through a restart of the backend, which is logged once."""
     client = rig.client()
     ids = new_ids(MANY)
@@ -63,6 +76,7 @@ def test_restarted_with_many_pending(
     rig.server.stop() if how == "restart" else rig.server.kill()
     with in_time(), pytest.raises(OperatorConnectionError):
         client.attach(ids[0]).ready()
+    eventually(lambda: warnings(caplog), within=2)
     rig.server.start()
     # Some at once, and unpublished: nobody may have subscribed again.
     rig.store(ids[:300], publish=False)
@@ -70,7 +84,9 @@ def test_restarted_with_many_pending(
     rig.store(ids[300:])
     with in_time(1.0):
         assert ids_in(waits.result(10)) == ids
-    assert [text.rpartition(": ")[2] for text in warnings(caplog)] == ["trying on"[:0] or t for t in []] or len(warnings(caplog)) == 2
+    gone, back = warnings(caplog)
+    assert "trying on" in gone
+    assert "well again" in back
 
 
 def test_subscriptions_killed_again_and_again(rig: Rig) -> None:
@@ -131,12 +147,12 @@ def test_random_resets(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("fault", [Entry.REFUSED, Entry.SILENT])
 def test_gone_for_good(rig: Rig, fault: Entry) -> None:
     """A wait tries on to its own deadline, and then tells of the last failure."""
-    client = rig.client()
+    client = rig.client(io_timeout=0.2)
     ids = new_ids(100)
-    waits = rig.begin(client, ids, timeout=1.5)
+    waits = rig.begin(client, ids, timeout=1.0)
     rig.backend.entry = fault
     rig.backend.cut()
-    with in_time(1.5):
+    with in_time(1.0):
         error = waits.exception(10)
     assert isinstance(error, TaskTimeoutError)
     assert isinstance(error.__cause__, Exception)
@@ -172,11 +188,9 @@ def test_half_open(rig: Rig) -> None:
     client = rig.client()
     ids = new_ids(MANY)
     waits = rig.begin(client, ids)
-    # Nothing is published for a while, so that nothing else would show it.
-    time.sleep(2.5)
-    assert pushing(client)
+    # Nothing is published, so that nothing else would show it.
     rig.backend.black_hole()
-    eventually(lambda: push_connects(client) == 2 and pushing(client), within=5)
+    eventually(lambda: push_connects(client) == 2 and pushing(client), within=5 * IO)
     eventually(lambda: rig.redis.pubsub_numsub(KEY + ids[-1])[0][1] == 2, within=1)
     rig.store(ids)
     with in_time(1.0):
@@ -188,15 +202,14 @@ def test_half_open_with_results(rig: Rig) -> None:
     client = rig.client()
     ids = new_ids(100)
     waits = rig.begin(client, ids)
-    time.sleep(1.5)
+    time.sleep(1.3)  # none of them is young any more
     rig.backend.black_hole()
     rig.store(ids)
     with in_time(2.0 + IO):
         assert ids_in(waits.result(10)) == ids
 
 
-@pytest.mark.parametrize("publish", [True, False], ids=["published", "stored"])
-def test_written_while_reconnecting(rig: Rig, publish: bool) -> None:
+def test_written_while_reconnecting(rig: Rig) -> None:
     """Whenever a result is written while a slow connection is made again, it is seen at once."""
     client = rig.client(io_timeout=5)
     ids = new_ids(300)
@@ -205,7 +218,7 @@ def test_written_while_reconnecting(rig: Rig, publish: bool) -> None:
     rig.backend.delay = 0.02
     rig.backend.cut()
     for start in range(0, 300, 5):
-        rig.store(ids[start : start + 5], publish=publish)
+        rig.store(ids[start : start + 5], publish=start % 2 == 0)
         time.sleep(0.01)
         if pushing(client) and start >= 150:
             break
@@ -214,19 +227,56 @@ def test_written_while_reconnecting(rig: Rig, publish: bool) -> None:
         assert ids_in(waits.result(10)) == ids
 
 
-def test_output_buffer_limit(rig: Rig) -> None:
-    """Where each large result drops the subscriber, all of them come all the same."""
-    rig.redis.config_set("client-output-buffer-limit", "pubsub 64kb 0 0")
+@pytest.mark.parametrize("limits", ["pubsub 64kb 0 0", "normal 1mb 0 0 pubsub 64kb 0 0"])
+def test_output_buffer_limit(rig: Rig, limits: str) -> None:
+    """Where a large result drops the subscriber, and many drop who looks, all of them come."""
+    rig.redis.config_set("client-output-buffer-limit", limits)
     client = rig.client()
     ids = new_ids(60)
     waits = rig.begin(client, ids)
-    for start in range(0, 60, 10):
-        rig.store(ids[start : start + 10], pad=100_000)
+    rig.store(ids[:30], pad=100_000)
+    rig.store(ids[30:])
+    with in_time(3.0):
+        assert ids_in(waits.result(10)) == ids
+    # What is small is pushed again.
+    assert push_connects(client) > 1
+    waits = rig.begin(client, more := new_ids(10))
+    rig.store(more)
+    with in_time(0.3):
+        assert ids_in(waits.result(10)) == more
+
+
+def test_a_result_that_nobody_gets(rig: Rig) -> None:
+    """A result that the server will not send costs its own wait, and no other a second."""
+    rig.redis.config_set("client-output-buffer-limit", "normal 1mb 0 0 pubsub 64kb 0 0")
+    client = rig.client()
+    ids = new_ids(400)
+    worst = new_ids(1)
+    lost = rig.begin(client, worst, timeout=1.5)
+    waits = rig.begin(client, ids)
+    rig.store(worst, pad=2_000_000)
+    # Without a message of it each is to be found, and this one is in the way.
+    for start in range(0, 400, 100):
+        rig.store(ids[start : start + 100], publish=False)
         time.sleep(0.1)
+    with in_time(1.0):
+        assert ids_in(waits.result(10)) == ids
+    error = lost.exception(10)
+    assert isinstance(error, TaskTimeoutError)
+    assert isinstance(error.__cause__, Exception)
+
+
+def test_a_large_result_over_a_slow_network(rig: Rig) -> None:
+    """A reply may take longer than the I/O timeout, as long as it comes."""
+    client = rig.client()
+    rig.backend.rate = 6_000_000
+    ids = new_ids(2)
+    waits = rig.begin(client, ids)
+    rig.store(ids, pad=4_000_000, publish=False)
     with in_time(2.0):
         assert ids_in(waits.result(10)) == ids
-    dropped = rig.redis.info("clients")
-    assert push_connects(client) > 1, dropped
+    with in_time(1.0):
+        assert client.attach(ids[0]).ready()
 
 
 def test_a_slow_subscriber(rig: Rig) -> None:
@@ -241,33 +291,21 @@ def test_a_slow_subscriber(rig: Rig) -> None:
         assert ids_in(waits.result(10)) == ids
 
 
-RULES = {
-    "ACL": "~* &* +@all -subscribe",
-    "channels": "~* resetchannels +@all",
-}
-
-
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-def test_subscribe_forbidden(rig: Rig, caplog: pytest.LogCaptureFixture, rules: str) -> None:
-    """A user who may not subscribe is polled for within the budget; the log says so once."""
-    rig.redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", *rules.split())
-    url = rig.backend.url.replace("redis://", "redis://app:pw@")
-    check_polling(rig, url, caplog)
-
-
-def check_polling(rig: Rig, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Check that results are polled for, soon enough, and that the log says so once."""
-    with LightOperator(rig.server.url, delay=0.3, concurrency=200):
-        client = rig.client(result_backend=url, backend_pool_limit=2)
-        for _ in range(2):
+def test_a_server_without_subscribe(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Such a server is polled, soon enough and within the budget; the log says so once."""
+    with LocalRedis("--rename-command", "SUBSCRIBE", "") as poor, open_redis(poor.url) as server:
+        operator = LightOperator(rig.server.url, backend_url=poor.url, delay=0.3, concurrency=200)
+        client = rig.client(result_backend=poor.url, backend_pool_limit=2)
+        with operator:
             with in_time(0.3 + 0.15):
                 assert client.sync([], {"n": 1}) == ([], {"n": 1})
-        results = client.batch_sync_detailed([([], {"n": n}) for n in range(200)])
+            results = client.batch_sync_detailed([([], {"n": n}) for n in range(200)])
         assert [result.results for result in results] == [{"n": n} for n in range(200)]
         assert not pushing(client)
-        assert connections(rig.redis)["backend"] == 1
-    [said] = warnings(caplog)
-    assert "does not allow push" in said
+        assert connections(server)["backend"] == 1
+        [said] = warnings(caplog)
+        assert "does not allow push" in said
+        client.close()
 
 
 # What is stored
@@ -324,11 +362,61 @@ def test_no_channel_is_left(rig: Rig) -> None:
     rig.store(ids)
     waits.result(10)
     late = rig.begin(client, new_ids(300), timeout=0.5)
-    assert isinstance(late.exception(10), TaskTimeoutError)
+    with pytest.raises(TaskTimeoutError):
+        late.result(10)
+    # Handles wait as long as they live, and the traceback knows them.
+    del late
+    gc.collect()
     assert client.attach(ids[0]).get(timeout=0)["status"] == "success"
     eventually(lambda: rig.channels() == 0, within=1)
     assert all(count == 0 for _, count in rig.redis.pubsub_numsub(*(KEY + i for i in ids)))
     assert pending(client) == 0
+
+
+@pytest.mark.parametrize("stays", [0, 9], ids=["first", "last"])
+def test_nine_of_ten_give_up(rig: Rig, stays: int) -> None:
+    """Of ten that wait for one task nine give up, and the tenth is pushed its result."""
+    client = rig.client()
+    [task_id] = new_ids(1)
+
+    def wait(number: int) -> Any:
+        return client.attach(task_id).get(timeout=20 if number == stays else 0.3)
+
+    with at_once(10, wait) as waits:
+        stayed = waits.pop(stays)
+        assert all(isinstance(wait.exception(5), TaskTimeoutError) for wait in waits)
+        assert rig.channels() == pending(client) == 1
+        rig.store([task_id])
+        assert ids_in([stayed.result(5)]) == [task_id]
+    assert pushed(client) == 1
+    eventually(lambda: rig.channels() == 0, within=1)
+
+
+@pytest.mark.parametrize("stays", [0, 9], ids=["first", "last"])
+def test_nine_of_ten_are_cancelled(database: str, stays: int) -> None:
+    """Of ten coroutines that wait for one task nine are cancelled, and the tenth is told."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient(OPERATOR, "v1", database, timeout=20) as client:
+            handle = await client.attach("task")
+            waits = [asyncio.create_task(handle.get()) for _ in range(10)]
+            await in_loop(redis_client.pubsub_channels, within=2)
+            for number, wait in enumerate(waits):
+                if number != stays:
+                    wait.cancel()
+            await asyncio.wait(waits, timeout=0.1)
+            assert sum(wait.cancelled() for wait in waits) == 9
+            assert len(redis_client.pubsub_channels()) == 1
+            document = json.dumps({"status": "SUCCESS", "result": 1, "task_id": "task"})
+            redis_client.set(f"{KEY}task", document)
+            redis_client.publish(f"{KEY}task", document)
+            async with asyncio.timeout(5):
+                assert await waits[stays] == 1
+            assert sum(reader.pushed for reader in client.statistics()[1].readers) == 1
+            await in_loop(lambda: not redis_client.pubsub_channels(), within=1)
+
+    with open_redis(database) as redis_client:
+        asyncio.run(main())
 
 
 # How soon
@@ -386,3 +474,29 @@ def test_bulk_over_a_slow_network(rig: Rig) -> None:
     assert all(submission.submitted for submission in submissions)
     assert rig.broker.round_trips - before <= 40
     assert rig.redis.llen("normal.bench.v1") == 10_000
+
+
+def test_many_more_callers_than_connections(rig: Rig) -> None:
+    """Two hundred calls at once share one connection a side, over a slow network, in time."""
+    rig.broker.delay = rig.backend.delay = 0.002
+    with LightOperator(rig.server.url, concurrency=256):
+        client = rig.client(broker_pool_limit=1, backend_pool_limit=1, io_timeout=5)
+        with at_once(200, lambda n: client.sync([], {"n": n})) as calls:
+            for number, call in enumerate(calls):
+                assert call.result() == ([], {"n": number})
+        assert rig.broker.accepted == rig.backend.accepted == 1
+
+
+def test_a_gather_of_a_thousand(database: str) -> None:
+    """A thousand coroutines at once share one connection a side; nobody waits for a slot long."""
+
+    async def main() -> None:
+        limits: dict[str, Any] = {"broker_pool_limit": 1, "backend_pool_limit": 1}
+        async with AsyncOperatorClient(
+            OPERATOR, "v1", database, pool_acquire_timeout=2.0, timeout=20, **limits
+        ) as client:
+            found = await asyncio.gather(*(client.sync([], {"n": n}) for n in range(1000)))
+            assert [results["n"] for _, results in found] == list(range(1000))
+
+    with LightOperator(database, concurrency=512):
+        asyncio.run(main())

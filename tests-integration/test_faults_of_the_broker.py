@@ -47,6 +47,12 @@ def keep_silent(rig: Rig) -> None:
     rig.broker.cut(Cut.FIN)
 
 
+def swallow(rig: Rig) -> None:
+    """Swallow what comes, on the connections that are open too."""
+    rig.broker.entry = Entry.SILENT
+    rig.broker.black_hole()
+
+
 def want_password(rig: Rig) -> None:
     """Want a password from everybody, those who are connected too."""
     rig.redis.config_set("requirepass", "open-sesame")
@@ -76,7 +82,7 @@ FAULTS = [
     ),
     Fault(
         "swallowed",
-        lambda rig: (rig.broker.black_hole(), setattr(rig.broker, "entry", Entry.SILENT)),
+        swallow,
         lambda rig: rig.broker.heal(),
         "(?i)time",
         doubtful=True,

@@ -15,7 +15,7 @@ from attrs import define, field
 from fault_rig import Rig, in_time
 from light_operator import LightOperator
 from sandai.op.models import ClientPoolTimeoutError, OperatorConnectionError
-from scenarios import ClientView, Submission, at_once
+from scenarios import ClientView, Submission, Task, at_once
 from tcp_proxy import Cut, Way
 from watching import eventually
 
@@ -82,7 +82,7 @@ def many_batches(client: ClientView) -> Account:
     """Submit sixteen batches at once, to two queues."""
 
     def submit(number: int) -> list[Submission]:
-        tasks = [([], {"n": n}) for n in range(30)]
+        tasks: list[Task] = [([], {"n": n}) for n in range(30)]
         return client.batch_submit(tasks, priority=("high", "low")[number % 2])
 
     account = Account()
