@@ -53,6 +53,12 @@ def swallow(rig: Rig) -> None:
     rig.broker.black_hole()
 
 
+def kill(rig: Rig) -> None:
+    """End; and have everybody know who is connected."""
+    rig.server.kill()
+    rig.broker.cut()
+
+
 def want_password(rig: Rig) -> None:
     """Want a password from everybody, those who are connected too."""
     rig.redis.config_set("requirepass", "open-sesame")
@@ -89,9 +95,10 @@ FAULTS = [
     ),
     Fault(
         "killed",
-        lambda rig: rig.server.kill(),
+        kill,
         lambda rig: rig.server.start(),
-        "refused|Connect call failed|(?i:reset)",
+        # The proxy accepts, and finds nobody behind it.
+        "(?i)closed|reset|lost",
     ),
     Fault("full", fill, lambda rig: rig.redis.config_set("maxmemory", "0"), "OOM|OutOfMemory"),
     Fault(
