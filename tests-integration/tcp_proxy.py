@@ -95,7 +95,7 @@ class TcpProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy")
         # Bound and not listening, it refuses; and nobody else gets the port while it does.
         self._reserved = _bound(0)
-        self._accepting: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
 
     @property
     def port(self) -> int:
@@ -166,22 +166,22 @@ class TcpProxy:
     async def _listen(self) -> None:
         """Begin to listen, or cease to: whoever is in the backlog then is refused too."""
         if self._entry is Entry.REFUSED:
-            if self._accepting is not None:
-                await _end(self._accepting)
-                self._accepting = None
-        elif self._accepting is None:
-            listener = _bound(self.port)
-            listener.listen(1024)
-            self._accepting = asyncio.create_task(self._accept(listener))
+            if self._listener is not None:
+                self._loop.remove_reader(self._listener)
+                self._listener.close()
+                self._listener = None
+        elif self._listener is None:
+            self._listener = _bound(self.port)
+            self._listener.listen(1024)
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                client, _ = await self._loop.sock_accept(listener)
-                self.accepted += 1
-                link = _Link(self, client)
-                self._links.add(link)
-                link.task.add_done_callback(partial(self._over, link))
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            client, _ = listener.accept()
+            self.accepted += 1
+            link = _Link(self, client)
+            self._links.add(link)
+            link.task.add_done_callback(partial(self._over, link))
 
     def _over(self, link: _Link, task: asyncio.Task[None]) -> None:
         link.close()
@@ -327,8 +327,3 @@ def _bound(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((HOST, port))
     return bound
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
