@@ -53,6 +53,7 @@ class Rig:
         with ExitStack() as stack:
             enter = stack.enter_context
             self.server = enter(LocalRedis())
+            stack.callback(self.server.kill)  # sooner than it would end by itself
             self.broker = enter(TcpProxy(HOST, self.server.port))
             self.backend = enter(TcpProxy(HOST, self.server.port))
             self.redis: Any = enter(_persistent(self.server.url))

@@ -77,7 +77,7 @@ def fill(rig: Rig) -> None:
 
 
 FAULTS = [
-    Fault("refused", refuse, lambda rig: rig.broker.heal(), "refused|Connect call failed"),
+    Fault("refused", refuse, lambda rig: rig.broker.heal(), "refused"),
     Fault("silent", keep_silent, lambda rig: rig.broker.heal(), "(?i)time"),
     Fault(
         "frozen",

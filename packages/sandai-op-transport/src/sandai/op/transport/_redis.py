@@ -5,6 +5,7 @@ On redis-py's ``Connection``, one socket each, without its pools and without its
 transparent retry, which sends a command again whose reply was merely slow.
 """
 
+import os
 import socket
 from collections.abc import Sequence
 from inspect import signature
@@ -88,6 +89,10 @@ class RedisConnector:
     def failure(self, error: BaseException, *, maybe_done: bool) -> TransportError:
         """Return the error that tells of *error* at this address."""
         said = str(error) or type(error).__name__
+        cause = error.__cause__ or error.__context__
+        number = cause.errno or 0 if isinstance(cause, OSError) else 0
+        if number > 0 and (why := os.strerror(number)) not in said:
+            said += f" {why}."  # asyncio says "Connect call failed", whatever the reason
         if isinstance(error, ResponseError | AuthenticationError):
             said = f"{type(error).__name__}: {said}"  # redis-py strips the code (OOM, NOAUTH)
             return TransportError(f"Redis at {self.address.label} refused: {said}", False)
