@@ -152,11 +152,6 @@ def push_connects(client: ClientView) -> int:
     return sum(reader.push_connects for reader in client.statistics()[1].readers)
 
 
-def pushed(client: ClientView) -> int:
-    """Count the results that were pushed."""
-    return sum(reader.pushed for reader in client.statistics()[1].readers)
-
-
 def sweeps(client: ClientView) -> int:
     """Count how often it looked, besides being pushed results."""
     return sum(reader.sweeps for reader in client.statistics()[1].readers)

@@ -26,7 +26,6 @@ from fault_rig import (
     new_ids,
     pending,
     push_connects,
-    pushed,
     pushing,
     sweeps,
 )
@@ -344,7 +343,8 @@ def test_what_is_read_is_deleted(rig: Rig) -> None:
         client.batch_sync_detailed([([], {"n": n}) for n in range(200)])
         client.sync([], {})
         client.desc()
-        assert rig.redis.dbsize() == 0
+        # The deletion has gone out by then, through a proxy.
+        eventually(lambda: rig.redis.dbsize() == 0, within=0.5)
         handle = client.async_call([], {})
         handle.get(timeout=10)
         assert handle.ready()
@@ -375,7 +375,7 @@ def test_no_channel_is_left(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stays", [0, 9], ids=["first", "last"])
 def test_nine_of_ten_give_up(rig: Rig, stays: int) -> None:
-    """Of ten that wait for one task nine give up, and the tenth is pushed its result."""
+    """Of ten that wait for one task nine give up; the tenth stays subscribed, and is told."""
     client = rig.client()
     [task_id] = new_ids(1)
 
@@ -387,14 +387,14 @@ def test_nine_of_ten_give_up(rig: Rig, stays: int) -> None:
         assert all(isinstance(wait.exception(5), TaskTimeoutError) for wait in waits)
         assert rig.channels() == pending(client) == 1
         rig.store([task_id])
-        assert ids_in([stayed.result(5)]) == [task_id]
-    assert pushed(client) == 1
+        with in_time(0.1):
+            assert ids_in([stayed.result(5)]) == [task_id]
     eventually(lambda: rig.channels() == 0, within=1)
 
 
 @pytest.mark.parametrize("stays", [0, 9], ids=["first", "last"])
 def test_nine_of_ten_are_cancelled(database: str, stays: int) -> None:
-    """Of ten coroutines that wait for one task nine are cancelled, and the tenth is told."""
+    """Of ten coroutines that wait nine are cancelled; the tenth stays subscribed, and is told."""
 
     async def main() -> None:
         async with AsyncOperatorClient(OPERATOR, "v1", database, timeout=20) as client:
@@ -410,9 +410,8 @@ def test_nine_of_ten_are_cancelled(database: str, stays: int) -> None:
             document = json.dumps({"status": "SUCCESS", "result": 1, "task_id": "task"})
             redis_client.set(f"{KEY}task", document)
             redis_client.publish(f"{KEY}task", document)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(0.5):
                 assert await waits[stays] == 1
-            assert sum(reader.pushed for reader in client.statistics()[1].readers) == 1
             await in_loop(lambda: not redis_client.pubsub_channels(), within=1)
 
     with open_redis(database) as redis_client:
