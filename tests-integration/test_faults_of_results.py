@@ -165,13 +165,14 @@ def test_gone_for_good(rig: Rig, fault: Entry) -> None:
     assert isinstance(caught.value.__cause__, Exception)
 
 
-def test_back_in_time(rig: Rig) -> None:
+@pytest.mark.parametrize("fault", [Entry.REFUSED, Entry.SILENT])
+def test_back_in_time(rig: Rig, fault: Entry) -> None:
     """An outage that ends before the deadline costs no more than a second."""
-    client = rig.client()
+    client = rig.client(io_timeout=0.2)
     ids = new_ids(20)
     waits = rig.begin(client, ids)
-    rig.backend.entry = Entry.REFUSED
-    rig.backend.cut()
+    rig.backend.entry = fault
+    rig.backend.cut(Cut.SILENCE if fault is Entry.SILENT else Cut.RESET)
     rig.store(ids)
     time.sleep(0.8)  # tried again at growing intervals
     assert not waits.done()
@@ -352,6 +353,17 @@ def test_what_is_read_is_deleted(rig: Rig) -> None:
         assert 86_000 < ttl <= 86_400
         handle.forget()
         assert rig.redis.dbsize() == 0
+
+
+def test_what_is_read_is_deleted_in_the_end(rig: Rig) -> None:
+    """Where connections are reset while results are read, every key goes all the same."""
+    randomness = random.Random(31)
+    with LightOperator(rig.server.url, delay=0.05, concurrency=20):
+        client = rig.client()
+        with again_and_again(rig.backend.cut, lambda: randomness.uniform(0.005, 0.05)):
+            results = client.batch_sync_detailed([([], {"n": n}) for n in range(300)])
+        assert [result.results for result in results] == [{"n": n} for n in range(300)]
+        eventually(lambda: rig.redis.dbsize() == 0, within=2)
 
 
 def test_no_channel_is_left(rig: Rig) -> None:
