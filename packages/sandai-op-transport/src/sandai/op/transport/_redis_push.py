@@ -38,14 +38,20 @@ _MARKED = 60 * 60 * 1000
 #: Pushes those messages that were not pushed before. A script is atomic, for everybody who
 #: looks and for replicas and the append-only file, so a message and its marker are there
 #: together or not at all, after a crash or a failover too. LPUSH comes first: where the
-#: server refuses (memory, a key of another type, a replica) nothing has been written.
+#: server refuses (memory, a key of another type, a replica) nothing has been written, and
+#: its error is handed on as LPUSH alone would have it.
 #: KEYS: the list, and each message's marker. ARGV: milliseconds, and the messages.
 _PUSH_ONCE = """
 local new = {}
 for i = 2, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 0 then new[#new + 1] = ARGV[i] end
 end
-if #new > 0 then redis.call('LPUSH', KEYS[1], unpack(new)) end
+if #new > 0 then
+  local said = redis.pcall('LPUSH', KEYS[1], unpack(new))
+  if type(said) == 'table' and said.err then
+    return redis.error_reply((string.gsub(said.err, '^@user_script: %d+: %-?', '')))
+  end
+end
 for i = 2, #KEYS do redis.call('SET', KEYS[i], '', 'PX', ARGV[1]) end
 return #new
 """
@@ -156,10 +162,7 @@ class PushPlan:
         """
         self._note(write, replies)
         for reply in replies:
-            # In a script's error, Redis 6.2 quotes the one that it met.
-            if isinstance(reply, ReadOnlyError) or (
-                isinstance(reply, ResponseError) and "-READONLY" in str(reply)
-            ):
+            if isinstance(reply, ReadOnlyError):
                 raise self._connector.failure(reply, maybe_done=False)
 
     def _note(self, write: Write, replies: Sequence[Any]) -> None:
