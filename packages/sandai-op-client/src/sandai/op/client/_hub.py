@@ -8,6 +8,7 @@ no connection.
 
 import logging
 import math
+import os
 import selectors
 import threading
 import time
@@ -46,6 +47,7 @@ class ResultHub:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._process = os.getpid()
         self._table = WaiterTable()
         self._schedule = SweepSchedule()
         self._outage = Outage("reading results", logger)
@@ -79,6 +81,9 @@ class ResultHub:
 
     def unwatch(self, task_ids: Iterable[str], waiter: Waiter) -> set[str]:
         """Stop waiting; return the tasks still waited for, the others are being told."""
+        if self._process != os.getpid():
+            # In a forked child: the line is the parent's, and the table may be locked for good.
+            return set(task_ids)
         given_up = self._table.discard(task_ids, waiter)
         line = self._push.line
         if line is not None and line.flush():
