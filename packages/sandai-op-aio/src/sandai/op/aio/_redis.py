@@ -22,7 +22,11 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from sandai.op.transport import Command, RedisConnector
+from sandai.op.transport import Command, RedisConnector, close_in_child
+
+#: A forked child's references to its parent's streams: their finalizers would have the parent's
+#: selector forget the socket.
+_inherited: list[Any] = []
 
 from ._silence import Silence
 
@@ -59,10 +63,13 @@ class Twin:
         finally:
             twin.detach()
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Close the descriptor, and leave the connection."""
         descriptors = getattr(self, "_descriptors", [])
         while descriptors:
             os.close(descriptors.pop())
+
+    __del__ = close
 
 
 class LoopConnection:
@@ -80,6 +87,7 @@ class LoopConnection:
         self._closing: asyncio.BaseTransport | None = None
         # From here on we keep the time.
         connection.socket_timeout = None
+        close_in_child(self, LoopConnection._close_descriptors)
 
     @property
     def freed(self) -> bool:
@@ -180,6 +188,20 @@ class LoopConnection:
     def shut(self) -> None:
         """End the connection at the socket; for any thread."""
         self._twin.shut()
+
+    def _close_descriptors(self) -> None:
+        """In a forked child: close what it inherited, and leave the loop, its parent's, alone."""
+        self._twin.close()
+        connection, writer = self.redis, self.redis._writer
+        connection._writer = connection._reader = None
+        if writer is not None:
+            _inherited.append(writer)
+            transport = writer.transport
+            protocol = getattr(transport, "_ssl_protocol", None)
+            if protocol is not None:
+                transport = protocol._transport
+            if (sock := getattr(transport, "_sock", None)) is not None:
+                sock.close()
 
 
 async def open_connection(

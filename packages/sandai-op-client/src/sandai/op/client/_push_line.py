@@ -19,6 +19,7 @@ from sandai.op.transport import (
     ResultDocument,
     TransportError,
     WaiterTable,
+    close_in_child,
     read_reply,
     ready_responses,
 )
@@ -53,6 +54,7 @@ class PushLine:
         # writers have a descriptor of their own, which only close() takes away.
         self._sender = socket.socket(fileno=os.dup(sock.fileno()))
         self._sender.setblocking(False)
+        close_in_child(self._sender, socket.socket.close)
         self._writing = threading.Lock()
         self._unsent = bytearray()
         #: Why nothing more can be written; the reader closes the line then.

@@ -8,6 +8,7 @@ from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
 from ._errors import TransportError
 from ._group_commit import Posting
+from ._inheritance import close_in_child
 from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
@@ -82,6 +83,7 @@ __all__ = [
     "Waiter",
     "WaiterTable",
     "client_app",
+    "close_in_child",
     "interrupted",
     "pending",
     "read_reply",

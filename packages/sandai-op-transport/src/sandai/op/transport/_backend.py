@@ -1,14 +1,12 @@
-"""What every result backend offers, and the choice of one for a URL."""
+"""What every result backend offers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
 
-from ._config import BackendKey
 from ._documents import ResultDocument
 from ._limiter import Limiter, LimiterStatistics
-from ._url import is_redis
 
 
 @frozen
@@ -65,17 +63,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Close readers and connections; called once, at the last release."""
-
-
-def open_backend(key: BackendKey) -> Backend:
-    """Return a backend for a sharing key; nothing is connected yet."""
-    from ._celery_backend import CeleryBackend
-    from ._redis_backend import RedisBackend
-    from ._rpc_backend import RpcBackend
-
-    if is_redis(key.result_backend):
-        return RedisBackend(key)
-    return CeleryBackend(key) if key.broker is None else RpcBackend(key)
 
 
 def chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""What every broker offers, and the choice of one for a URL."""
+"""What every broker offers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -9,10 +9,8 @@ from attrs import frozen
 from sandai.op.models import OperatorError
 
 from ._backend import Reader
-from ._config import BrokerKey
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
-from ._url import is_redis
 
 #: What became of one message: ``None`` when it is in its queue.
 Outcome = OperatorError | None
@@ -67,11 +65,3 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close what is open; called once, at the last release."""
-
-
-def open_broker(key: BrokerKey) -> Broker:
-    """Return a broker for a sharing key; nothing is connected yet."""
-    from ._kombu_broker import KombuBroker
-    from ._redis_broker import RedisBroker
-
-    return (RedisBroker if is_redis(key.broker_url) else KombuBroker)(key)

@@ -19,6 +19,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ._errors import TransportError
+from ._inheritance import close_in_child
 from ._url import RedisAddress
 
 Command = tuple[str | bytes | int | float, ...]
@@ -71,6 +72,7 @@ class RedisConnector:
             if self.address.sentinels:
                 host, port = self._master(limit)
             connection = self._build(host, port, protocol, limit)
+            close_in_child(connection, _close_descriptor)
             try:
                 connection.connect()
                 if self.address.sentinels:
@@ -154,6 +156,12 @@ class RedisConnector:
             raise redis.ConnectionError(
                 "the Sentinels named a server that is no master (failing over?)"
             )
+
+
+def _close_descriptor(connection: Any) -> None:
+    sock, connection._sock = connection._sock, None
+    if sock is not None:
+        sock.close()
 
 
 class RedisOpener:

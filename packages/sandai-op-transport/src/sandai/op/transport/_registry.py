@@ -12,9 +12,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from . import _janitor, _limiter
-from ._backend import Backend, BackendStatistics, open_backend
-from ._broker import Broker, BrokerStatistics, open_broker
+from . import _inheritance, _janitor, _limiter
+from ._backend import Backend, BackendStatistics
+from ._broker import Broker, BrokerStatistics
+from ._choice import open_backend, open_broker
 from ._config import BackendKey, BrokerKey, Config
 
 
@@ -42,8 +43,8 @@ class Registry:
         """
         Start from nothing: new locks, no resources.
 
-        The parent's sockets are closed with the last reference to them, without
-        being shut down: redis-py and kombu heed the process id.
+        The parent's sockets are closed without being shut down: those to Redis at
+        once, kombu's with the last reference to them.
         """
         self.lock = threading.RLock()
         self._shared: dict[Hashable, _Shared] = {}
@@ -186,6 +187,7 @@ def statistics() -> TransportStatistics:
 
 
 def _after_fork_in_child() -> None:
+    _inheritance.reset_after_fork()
     _janitor.reset_after_fork()
     _limiter.reset_after_fork()
     registry.reset_after_fork()

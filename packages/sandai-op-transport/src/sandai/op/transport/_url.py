@@ -1,5 +1,6 @@
 """Broker and backend URLs: which are accepted, and what a Redis URL says."""
 
+import codecs
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -187,6 +188,11 @@ class RedisAddress:
             sentinels = ", ".join(f"{host}:{port}" for host, port in self.sentinels)
             return f"the master {self.master_name!r} of {sentinels}"
         return self.path or f"{self.host}:{self.port}/{self.db}"
+
+
+# Not at the first call: a process that forks in the middle of an import, which another of its
+# threads makes, has a child that waits for that for good.
+codecs.lookup("idna")
 
 
 def _check_host(setting: str, url: str, host: str | None) -> None:
