@@ -214,6 +214,8 @@ class LoopHub:
             try:
                 found = await self.looks.look(piece, patience=_PATIENCE)
             except (TransportError, ClientPoolTimeoutError) as error:
+                if self._closing:
+                    return  # it is ours that the connection ended
                 if isinstance(error, TransportError) and error.maybe_done:
                     self._schedule.unanswered(piece)
                 self._outage.failed(error, time.monotonic())
