@@ -27,7 +27,7 @@ def without_celery_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 class CeleryWorker:
     """
-    Run ``celery --app=<app> worker`` on the four queues of an operator, thread pool.
+    Run ``celery --app=<app> worker`` on the four queues of an operator, in a `pool` of Celery's.
 
     Entering waits until it is ready; it raises `RuntimeError` with the end of the log when it
     does not become so. `environment` is added to this process's own.
@@ -42,10 +42,11 @@ class CeleryWorker:
         environment: Mapping[str, str],
         folders: Iterable[Path] = (),
         concurrency: int = 8,
+        pool: str = "threads",
     ) -> None:
         queues = ",".join(f"{priority}.{name}.{version}" for priority in PRIORITIES)
         self._command = [sys.executable, "-m", "celery", f"--app={app}", "worker"]
-        self._command += [f"--queues={queues}", "-P", "threads", "-c", str(concurrency)]
+        self._command += [f"--queues={queues}", "-P", pool, "-c", str(concurrency)]
         self._command += ["--loglevel=INFO", f"--hostname={name}@%h"]
         self._command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         path = [str(HERE), *map(str, folders), os.environ.get("PYTHONPATH", "")]
