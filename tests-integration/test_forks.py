@@ -41,7 +41,7 @@ PROGRAMS = [
 def test_a_process_that_forks(program: forking.Program, database: str) -> None:
     """Parent and children work, each with connections of its own, and say nothing as they end."""
     # Python 3.12 warns of every fork beside threads; they are the point here.
-    options = ["-X", "dev", "-W", "default", "-W", "ignore::DeprecationWarning"]
+    options = ["-W", "default", "-W", "ignore::DeprecationWarning"]
     command = [sys.executable, *options, str(Path(forking.__file__)), program.__name__, database]
     with LightOperator(database, delay=0.001, concurrency=256):
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)

@@ -24,11 +24,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from sandai.op.transport import Command, RedisConnector, close_in_child
 
+from ._silence import Silence
+
 #: A forked child's references to its parent's streams: their finalizers would have the parent's
 #: selector forget the socket.
 _inherited: list[Any] = []
-
-from ._silence import Silence
 
 
 class Twin:
