@@ -35,7 +35,7 @@ from loops import eventually as in_loop
 from sandai.op.aio import AsyncOperatorClient
 from sandai.op.models import OperatorConnectionError, TaskTimeoutError
 from scenarios import KEY, at_once
-from tcp_proxy import Cut, Entry
+from tcp_proxy import Cut, Entry, Way
 from watching import best_of, connections, eventually, open_redis
 
 MANY = 1000
@@ -246,7 +246,7 @@ def test_output_buffer_limit(rig: Rig, limits: str) -> None:
         assert ids_in(waits.result(10)) == more
 
 
-def test_a_result_that_nobody_gets(rig: Rig) -> None:
+def test_a_result_that_nobody_gets(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """A result that the server will not send costs its own wait, and no other a second."""
     rig.redis.config_set("client-output-buffer-limit", "normal 1mb 0 0 pubsub 64kb 0 0")
     client = rig.client()
@@ -264,6 +264,7 @@ def test_a_result_that_nobody_gets(rig: Rig) -> None:
     error = lost.exception(10)
     assert isinstance(error, TaskTimeoutError)
     assert isinstance(error.__cause__, Exception)
+    assert len(warnings(caplog)) <= 2
 
 
 def test_a_large_result_over_a_slow_network(rig: Rig) -> None:
@@ -355,15 +356,18 @@ def test_what_is_read_is_deleted(rig: Rig) -> None:
         assert rig.redis.dbsize() == 0
 
 
-def test_what_is_read_is_deleted_in_the_end(rig: Rig) -> None:
-    """Where connections are reset while results are read, every key goes all the same."""
-    randomness = random.Random(31)
-    with LightOperator(rig.server.url, delay=0.05, concurrency=20):
-        client = rig.client()
-        with again_and_again(rig.backend.cut, lambda: randomness.uniform(0.005, 0.05)):
-            results = client.batch_sync_detailed([([], {"n": n}) for n in range(300)])
-        assert [result.results for result in results] == [{"n": n} for n in range(300)]
-        eventually(lambda: rig.redis.dbsize() == 0, within=2)
+def test_a_deletion_that_is_lost(rig: Rig) -> None:
+    """Where the deletion of what was pushed gets lost with its connection, it is made again."""
+    client = rig.client()
+    submissions = client.batch_submit([([], {})] * 50)
+    ids = [str(submission.task_id) for submission in submissions]
+    with ThreadPoolExecutor(1) as pool:
+        collecting = pool.submit(client.batch_collect, submissions)
+        eventually(lambda: rig.channels() == 50, within=2)
+        rig.backend.black_hole(Way.REQUESTS)
+        rig.store(ids)
+        assert all(result.success for result in collecting.result(10))
+    eventually(lambda: not rig.redis.keys(f"{KEY}*"), within=2 + 2 * IO)
 
 
 def test_no_channel_is_left(rig: Rig) -> None:

@@ -29,3 +29,20 @@ def test_outage(caplog: pytest.LogCaptureFixture) -> None:
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "failure 0" in messages[0]
+
+
+def test_what_fails_now_and_then_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage soon after another is logged if it lasts, or comes after a well time."""
+    outage = Outage("results", logging.getLogger("test"))
+    for tick in range(100):
+        outage.failed(TransportError("now and then"), tick / 10)
+        outage.worked()
+    assert len(caplog.records) == 2
+    for tick in range(20):
+        outage.failed(TransportError("for long"), 11 + tick / 10)
+    assert len(caplog.records) == 3
+    outage.worked()
+    outage.failed(TransportError("much later"), 60)
+    outage.worked()
+    told = [record.getMessage() for record in caplog.records]
+    assert ["trying on" in text for text in told] == [True, False] * 3

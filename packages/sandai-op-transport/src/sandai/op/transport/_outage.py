@@ -5,13 +5,15 @@ import logging
 from sandai.op.models import OperatorError
 
 _SHORTEST_BACKOFF, _LONGEST_BACKOFF = 0.05, 1.0
+#: What fails, works and fails again is told of once, until it is well for these seconds.
+_QUIET = 10.0
 
 
 class Outage:
     """
     Keep account of failures of one thing; log their beginning and their end.
 
-    Times are of ``time.monotonic()``.
+    One that comes soon after another is logged if it lasts. Times are of ``time.monotonic()``.
     """
 
     def __init__(self, what: str, logger: logging.Logger) -> None:
@@ -19,20 +21,29 @@ class Outage:
         self._logger = logger
         self._backoff = 0.0
         self._retry_at = 0.0
+        self._since = 0.0
+        self._quiet_until = 0.0
+        self._told = False
         #: The latest failure; ``None`` while all is well.
         self.error: OperatorError | None = None
 
     def failed(self, error: OperatorError, now: float) -> None:
         """Note a failure; the next try is due after a backoff that grows to a second."""
         if self.error is None:
+            self._since = now
+        lasts = now - self._since >= _LONGEST_BACKOFF
+        if not self._told and (lasts or now >= self._quiet_until):
+            self._told = True
             self._logger.warning("%s: %s; trying on", self._what, error)
+        self._quiet_until = now + _QUIET
         self.error = error
         self._backoff = min(_LONGEST_BACKOFF, max(_SHORTEST_BACKOFF, self._backoff * 2))
         self._retry_at = now + self._backoff
 
     def worked(self) -> None:
         """Note a success."""
-        if self.error is not None:
+        if self._told:
+            self._told = False
             self._logger.warning("%s: well again", self._what)
         self.error, self._backoff, self._retry_at = None, 0.0, 0.0
 
