@@ -46,3 +46,15 @@ def test_what_fails_now_and_then_is_told_of_once(caplog: pytest.LogCaptureFixtur
     outage.worked()
     told = [record.getMessage() for record in caplog.records]
     assert ["trying on" in text for text in told] == [True, False] * 3
+
+
+def test_an_outage_that_becomes_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that is back and wants another password is told of, once."""
+    outage = Outage("results", logging.getLogger("test"))
+    for said, refused in (("gone", False), ("WRONGPASS", True), ("WRONGPASS", True)):
+        outage.failed(TransportError(said, refused=refused), 0.0)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [("gone" in text, "WRONGPASS" in text) for text in messages] == [
+        (True, False),
+        (False, True),
+    ]

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from sandai.op.transport import Changes, Health, PushRefused, PushSession, RedisBackend, resolve
 from sandai.op.transport._push import Pushed
@@ -39,8 +39,10 @@ def test_answers(session: PushSession) -> None:
     """Answers are told apart from what is pushed, and belong to their commands in order."""
     session.commands(Changes([], ["x"], ["a", "b"]))
     session.ping()
-    assert session.receive(Pushed([b"subscribe", b"celery-task-meta-a", 1]), 101.0) == ([], True)
     assert session.receive(1, 101.0) == ([], False)
+    for channels, task_id in enumerate((b"a", b"b"), 1):
+        acknowledged = Pushed([b"subscribe", b"celery-task-meta-" + task_id, channels])
+        assert session.receive(acknowledged, 101.0) == ([], True)
     pushed, was_pushed = session.receive(Pushed([b"message", b"celery-task-meta-b", META]), 101.0)
     assert was_pushed
     assert [document.task_id for document in pushed] == ["b"]
@@ -73,14 +75,54 @@ def test_refused(session: PushSession, said: str, for_good: bool) -> None:
     assert caught.value.for_good is for_good
 
 
-def test_refused_deletion(session: PushSession, caplog: pytest.LogCaptureFixture) -> None:
-    """Who may not delete is pushed results all the same; the log says so once."""
-    said = "this user has no permissions to run the 'del' command"
+READ_ONLY = ReadOnlyError("You can't write against a read only replica.")
+REFUSALS = [
+    ResponseError("this user has no permissions to run the 'del' command"),
+    ResponseError("unknown command `DEL`, with args beginning with: "),
+    ResponseError("MISCONF Redis is configured to save RDB snapshots, but cannot"),
+    READ_ONLY,
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=["ACL", "renamed", "MISCONF", "READONLY"])
+def test_refused_deletion(
+    session: PushSession, caplog: pytest.LogCaptureFixture, refusal: ResponseError
+) -> None:
+    """Whyever nothing may be deleted, results are pushed all the same; the log says so once."""
     for _ in range(2):
-        session.commands(Changes([], ["x"], []))
-        assert session.receive(ResponseError(said), 1.0) == ([], False)
+        session.commands(Changes(["y"], ["x"], []))
+        left = Pushed([b"unsubscribe", b"celery-task-meta-y", 0])
+        assert session.receive(left, 1.0) == ([], True)
+        assert session.receive(refusal, 1.0) == ([], False)
     assert not session.awaiting
+    assert session.deleting() == []
     assert [record.name for record in caplog.records] == ["sandai.op.transport"]
+
+
+def test_refused_subscription_before_a_deletion(session: PushSession) -> None:
+    """An error belongs to the command whose turn it is, not to the deletion behind it."""
+    session.commands(Changes([], [], ["a"]), look=False)
+    session.commands(Changes([], ["x"], []))
+    with pytest.raises(PushRefused):
+        session.receive(ResponseError("OOM"), 1.0)
+    assert session.deleting() == ["x"]
+
+
+def test_a_demoted_primary_among_sentinels() -> None:
+    """Where Sentinels know another primary, the push connection goes there, deletions too."""
+    session = PushSession(
+        opened(
+            broker_url="sentinel://localhost",
+            broker_transport_options={"master_name": "m"},
+            result_backend_transport_options={"master_name": "m"},
+        ),
+        100.0,
+    )
+    session.commands(Changes([], ["x"], []))
+    with pytest.raises(PushRefused) as caught:
+        session.receive(READ_ONLY, 101.0)
+    assert not caught.value.for_good
+    assert session.deleting() == ["x"]
 
 
 def test_health(session: PushSession) -> None:

@@ -228,8 +228,10 @@ async def open_connection(
         try:
             twin = await _connect(connection, limit, opening)
             try:
-                if connector.address.sentinels:
-                    await _check_master(connection)
+                if questions := connector.questions():
+                    await connection.send_packed_command(connection.pack_commands(questions))
+                    async with asyncio.timeout(limit):
+                        connector.check([await _reply(connection) for _ in questions])
                 return LoopConnection(connection, connector, twin, push=protocol == 3)
             except BaseException:
                 twin.shut()
@@ -333,13 +335,11 @@ def _connections(pool: Any) -> list[Any]:
     return [*pool._available_connections, *pool._in_use_connections]
 
 
-async def _check_master(connection: Any) -> None:
-    await connection.send_command("ROLE")
-    role = (await connection.read_response())[0]
-    if role not in (b"master", "master"):
-        raise redis.ConnectionError(
-            "the Sentinels named a server that is no master (failing over?)"
-        )
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response(disconnect_on_error=False)
+    except ResponseError as error:
+        return error
 
 
 def _timed_out(error: BaseException) -> bool:

@@ -34,8 +34,10 @@ class TaskTimeoutError(OperatorError, TimeoutError):
     timeout: float | None = None
 
     def __str__(self) -> str:
+        # Not every log shows causes.
+        why = "" if self.__cause__ is None else f" (reading results fails: {self.__cause__})"
         return (
-            f"no result of task {self.task_id} within {_seconds(self.timeout)}; "
+            f"no result of task {self.task_id} within {_seconds(self.timeout)}{why}; "
             "it may still be queued or running (attach(task_id) waits for it again)"
         )
 

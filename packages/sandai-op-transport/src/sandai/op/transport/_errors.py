@@ -10,11 +10,13 @@ class TransportError(OperatorError, ConnectionError):
     """
     A server is unreachable, refuses or broke off.
 
-    ``maybe_done`` tells that bytes went out, so that the server may have acted.
+    ``maybe_done`` tells that bytes went out, so that the server may have acted;
+    ``refused`` that the server answers, and does not want what we want.
     """
 
     reason: str = field(converter=redact)
     maybe_done: bool = False
+    refused: bool = False
 
     def __str__(self) -> str:
         return self.reason

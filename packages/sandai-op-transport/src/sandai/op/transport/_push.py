@@ -21,12 +21,14 @@ from redis.exceptions import ResponseError
 from ._documents import ResultDocument
 from ._redis import Command, RedisConnection
 from ._redis_backend import RedisBackend
+from ._redis_refusals import is_demoted
 from ._waiters import Changes
 
 logger = logging.getLogger("sandai.op.transport")
 
 #: How servers say that push is not allowed (ACL) or not known (RESP3, a proxy).
 _FOR_GOOD = ("NOPERM", "No permissions", "no permissions", "unknown command", "NOPROTO")
+_ACKNOWLEDGED = (b"subscribe", b"unsubscribe", "subscribe", "unsubscribe")
 
 
 @define(eq=False)
@@ -62,6 +64,13 @@ class _Deleted:
     task_ids: list[str]
 
 
+@define
+class _Acknowledged:
+    """A SUBSCRIBE or an UNSUBSCRIBE: so many pushed acknowledgements, or one error, are to come."""
+
+    channels: int
+
+
 class PushRefused(Exception):
     """The server answered with an error; ``for_good`` when it never will otherwise."""
 
@@ -89,8 +98,10 @@ class PushSession:
     _backend: RedisBackend
     _last_heard: float
     _last_sent: float = field(default=0.0, init=False)
-    #: What the coming replies answer, in order: looked-at tasks, deleted ones, or ``None``.
-    _expected: deque[list[str] | _Deleted | None] = field(factory=deque, init=False)
+    #: What the coming replies answer, in order: looked-at tasks, deleted ones, channels, or
+    #: ``None``. Redis acknowledges channels in its replies' order, so that an error is whose
+    #: turn it is, whatever it says.
+    _expected: deque[list[str] | _Deleted | _Acknowledged | None] = field(factory=deque, init=False)
     _deletion_refused: bool = field(default=False, init=False)
 
     def prepare(self, connection: RedisConnection) -> None:
@@ -112,12 +123,14 @@ class PushSession:
         commands: list[Command] = []
         if changes.leave:
             commands.append(("UNSUBSCRIBE", *map(key, changes.leave)))
+            self._expected.append(_Acknowledged(len(changes.leave)))
         if changes.delete:
             commands.append(("DEL", *map(key, changes.delete)))
             self._expected.append(_Deleted(changes.delete))
         if changes.join:
             keys = [key(task_id) for task_id in changes.join]
             commands.append(("SUBSCRIBE", *keys))
+            self._expected.append(_Acknowledged(len(keys)))
             if look:
                 commands.append(("MGET", *keys))
                 self._expected.append(changes.join)
@@ -160,6 +173,8 @@ class PushSession:
         if isinstance(response, ResponseError):
             return self._refused(response), False
         asked = self._expected.popleft() if self._expected else None
+        while isinstance(asked, _Acknowledged):  # by a proxy that says nothing of it
+            asked = self._expected.popleft() if self._expected else None
         if not isinstance(asked, list):
             return [], False
         return self._backend.documents(asked, response), False
@@ -170,10 +185,13 @@ class PushSession:
         return [task_id for task_ids in pending for task_id in task_ids]
 
     def _refused(self, error: ResponseError) -> list[ResultDocument]:
-        if "'del'" not in str(error):
+        asked = self._expected.popleft() if self._expected else None
+        moved = is_demoted(error) and self._backend.connector.address.sentinels
+        if moved or not isinstance(asked, _Deleted):
+            if isinstance(asked, _Deleted):
+                self._expected.appendleft(asked)  # to be deleted where the master is now
             raise PushRefused(str(error))
         # Who may not delete may be pushed results all the same; they expire.
-        self._expected.popleft()
         if not self._deletion_refused:
             self._deletion_refused = True
             logger.warning("read results are not deleted, they expire: %s", error)
@@ -182,5 +200,13 @@ class PushSession:
     def _pushed(self, parts: list[Any]) -> list[ResultDocument]:
         kind = parts[0]
         if kind not in (b"message", "message"):
+            self._acknowledge(kind)
             return []
         return [self._backend.decoder.decode(self._backend.task_id(parts[1]), parts[2])]
+
+    def _acknowledge(self, kind: object) -> None:
+        asked = self._expected[0] if self._expected else None
+        if isinstance(asked, _Acknowledged) and kind in _ACKNOWLEDGED:
+            asked.channels -= 1
+            if not asked.channels:
+                self._expected.popleft()

@@ -12,7 +12,7 @@ from inspect import signature
 from typing import Any, Protocol
 
 import redis
-from attrs import frozen
+from attrs import field, frozen
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
@@ -20,6 +20,7 @@ from redis.sentinel import Sentinel
 
 from ._errors import TransportError
 from ._inheritance import close_in_child
+from ._redis_refusals import UnfitServer, advice, check_mode, check_role
 from ._url import RedisAddress
 
 Command = tuple[str | bytes | int | float, ...]
@@ -58,6 +59,8 @@ class RedisConnector:
     address: RedisAddress
     io_timeout: float
     client_name: str
+    #: Holds ``HELLO`` once a server has told what it is: the question costs a trip.
+    _answered: set[str] = field(factory=set, init=False, eq=False, repr=False)
 
     def open(self, *, protocol: int = 2, timeout: float | None = None) -> RedisConnection:
         """
@@ -75,8 +78,9 @@ class RedisConnector:
             close_in_child(connection, _close_descriptor)
             try:
                 connection.connect()
-                if self.address.sentinels:
-                    self._check_master(connection)
+                if questions := self.questions():
+                    connection.send_packed_command(connection.pack_commands(questions))
+                    self.check([read_reply(connection) for _ in questions])
             except (TypeError, AttributeError, LookupError) as error:
                 connection.disconnect()
                 raise redis.ConnectionError("it does not answer as a Redis does") from error
@@ -91,14 +95,39 @@ class RedisConnector:
     def failure(self, error: BaseException, *, maybe_done: bool) -> TransportError:
         """Return the error that tells of *error* at this address."""
         said = str(error) or type(error).__name__
+        if isinstance(error, UnfitServer):
+            return TransportError(f"Redis at {self.address.label} {said}", refused=True)
         cause = error.__cause__ or error.__context__
         number = cause.errno or 0 if isinstance(cause, OSError) else 0
         if number > 0 and (why := os.strerror(number)) not in said:
             said += f" {why}."  # asyncio says "Connect call failed", whatever the reason
+        if hint := advice(error, self.address.setting):
+            said = f"{said} ({hint})"
         if isinstance(error, ResponseError | AuthenticationError):
             said = f"{type(error).__name__}: {said}"  # redis-py strips the code (OOM, NOAUTH)
-            return TransportError(f"Redis at {self.address.label} refused: {said}", False)
+            return TransportError(f"Redis at {self.address.label} refused: {said}", refused=True)
         return TransportError(f"Redis at {self.address.label} failed: {said}", maybe_done)
+
+    def questions(self) -> list[Command]:
+        """
+        Return what to ask a server that has just been connected to.
+
+        HELLO needs no permission, and without a version it changes nothing.
+        """
+        asked: list[Command] = [("ROLE",)] if self.address.sentinels else []
+        return asked if self._answered else [*asked, ("HELLO",)]
+
+    def check(self, answers: Sequence[Any]) -> None:
+        """Raise for answers to :meth:`questions` that show a server of no use."""
+        rest = list(answers)
+        if self.address.sentinels:
+            role = rest.pop(0)
+            if isinstance(role, ResponseError):
+                raise role
+            check_role(role)
+        for mode in rest:
+            check_mode(mode)
+            self._answered.add("HELLO")
 
     def connection_kwargs(self, protocol: int, timeout: float) -> dict[str, Any]:
         """Return the arguments that redis-py's connections, of both colours, take."""
@@ -148,14 +177,6 @@ class RedisConnector:
         finally:
             for client in sentinel.sentinels:
                 client.close()
-
-    def _check_master(self, connection: Any) -> None:
-        connection.send_command("ROLE")
-        role = connection.read_response()[0]
-        if role not in (b"master", "master"):
-            raise redis.ConnectionError(
-                "the Sentinels named a server that is no master (failing over?)"
-            )
 
 
 def _close_descriptor(connection: Any) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
 
 from sandai.op.models import InvalidTaskError, OperatorError
 
@@ -15,6 +15,7 @@ from ._errors import TransportError
 from ._message import TaskMessage
 from ._redis import Command, RedisConnector
 from ._redis_envelope import EnvelopeRenderer
+from ._redis_refusals import is_demoted
 
 #: Messages that go out in one write, as a rule.
 MESSAGES_PER_WRITE = 500
@@ -162,7 +163,7 @@ class PushPlan:
         """
         self._note(write, replies)
         for reply in replies:
-            if isinstance(reply, ReadOnlyError):
+            if isinstance(reply, ResponseError) and is_demoted(reply):
                 raise self._connector.failure(reply, maybe_done=False)
 
     def _note(self, write: Write, replies: Sequence[Any]) -> None:

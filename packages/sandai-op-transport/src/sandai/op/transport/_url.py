@@ -116,6 +116,8 @@ class RedisAddress:
     certificate is verified unless ``ssl_cert_reqs`` says otherwise.
     """
 
+    #: What holds the URL, for whoever must correct it.
+    setting: str
     host: str
     port: int
     path: str | None
@@ -163,6 +165,7 @@ class RedisAddress:
                 setting, url, "a sentinel:// URL needs the transport option master_name"
             )
         return cls(
+            setting=setting,
             host=parts.hostname or "localhost",
             port=parts.port or 6379,
             path=socket_path,
