@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from fault_rig import Rig
 from local_redis import LocalRedis
 from sandai.op.client import OperatorClient
 from sandai.op.transport import statistics
-from scenarios import World
+from scenarios import ClientView, World
 from thread_world import ThreadWorld
 from watching import client_threads, connections, eventually, open_redis
 
@@ -115,6 +116,49 @@ def create_client() -> Iterator[CreateClient]:
     yield create
     for client in clients:
         client.close()
+
+
+class MakeClient(Protocol):
+    """Make a client, blocking whatever its colour, that is closed when the test ends."""
+
+    def __call__(self, url: str, name: str = "bench", **kwargs: Any) -> ClientView:
+        """Make it; the further arguments are the client's."""
+
+
+@pytest.fixture(params=[ThreadWorld, AsyncioWorld], ids=["threads", "asyncio"])
+def make_client(request: pytest.FixtureRequest) -> Iterator[MakeClient]:
+    """Make clients of each colour, for servers of the test's own."""
+    with request.param("", None) as world:
+
+        def make(url: str, name: str = "bench", **kwargs: Any) -> ClientView:
+            view: ClientView = world.client(name, broker_url=url, **kwargs)
+            return view
+
+        yield make
+
+
+def needed(variable: str) -> str:
+    """Return what a variable names: without it the test fails in CI, and is skipped elsewhere."""
+    if found := os.environ.get(variable):
+        return found
+    missing = f"{variable} is not set"
+    if "CI" in os.environ:
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@pytest.fixture
+def tls_binary() -> str:
+    """Name a redis-server of version 7 that has TLS."""
+    return needed("REDIS_TLS_SERVER")
+
+
+@pytest.fixture(params=["REDIS_SERVER", "REDIS_TLS_SERVER"], ids=["given", "system"])
+def redis_binary(request: pytest.FixtureRequest) -> str:
+    """Name each redis-server that there is: the one all tests have, as a rule 6.2, and 7."""
+    if request.param == "REDIS_SERVER":
+        return os.environ.get("REDIS_SERVER") or "redis-server"
+    return needed("REDIS_TLS_SERVER")
 
 
 @pytest.fixture(params=[ThreadWorld, AsyncioWorld], ids=["threads", "asyncio"])

@@ -89,7 +89,7 @@ class LocalRedis:
             return
         # Somebody may take a free port before the server does: the first start tries others.
         for attempt in range(3):
-            port = _free_port()
+            port = free_port()
             try:
                 self._launch(binary, port)
             except RuntimeError:
@@ -201,7 +201,7 @@ class LocalRedis:
         return "\n".join(lines[-20:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """
     Pick a port below the range from which systems take the ports of outgoing connections.
 

@@ -18,6 +18,8 @@ from celery.exceptions import Ignore
 
 NAME, VERSION = "scripted", "v1"
 URL = os.environ.get("SCRIPTED_OPERATOR_URL", "redis://localhost:6379/0")
+OPTIONS = json.loads(os.environ.get("SCRIPTED_OPERATOR_OPTIONS", "{}"))
+"""Transport options of broker and backend."""
 DESCRIPTIONS = "scripted:descriptions"
 """A Redis list: the JSON replies to the next description tasks; when it is empty, DESCRIPTION."""
 DESCRIBED = "scripted:described"
@@ -41,6 +43,8 @@ app.conf.update(
     worker_send_task_events=False,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    broker_transport_options=OPTIONS,
+    result_backend_transport_options=OPTIONS,
 )
 
 
