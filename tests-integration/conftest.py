@@ -147,18 +147,26 @@ def needed(variable: str) -> str:
     pytest.skip(missing)
 
 
+def redis_binaries(variable: str) -> str:
+    """Name the redis-server of a variable: the one all tests have, as a rule 6.2, or version 7."""
+    if variable == "REDIS_SERVER":
+        return os.environ.get(variable) or "redis-server"
+    return needed(variable)
+
+
+BINARIES = {"params": ["REDIS_SERVER", "REDIS_TLS_SERVER"], "ids": ["given", "system"]}
+
+
 @pytest.fixture
 def tls_binary() -> str:
     """Name a redis-server of version 7 that has TLS."""
     return needed("REDIS_TLS_SERVER")
 
 
-@pytest.fixture(params=["REDIS_SERVER", "REDIS_TLS_SERVER"], ids=["given", "system"])
+@pytest.fixture(params=BINARIES["params"], ids=BINARIES["ids"])
 def redis_binary(request: pytest.FixtureRequest) -> str:
-    """Name each redis-server that there is: the one all tests have, as a rule 6.2, and 7."""
-    if request.param == "REDIS_SERVER":
-        return os.environ.get("REDIS_SERVER") or "redis-server"
-    return needed("REDIS_TLS_SERVER")
+    """Name each redis-server that there is."""
+    return redis_binaries(request.param)
 
 
 @pytest.fixture(params=[ThreadWorld, AsyncioWorld], ids=["threads", "asyncio"])

@@ -49,10 +49,15 @@ OPTIONS = {"clip_duration": 10, "flags": [True, None, "é"], "nested": {"a": {"b
 OUR_OWN = {"id", "root_id", "origin", "kwargsrepr"}
 
 
-def run(script: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
+def run(
+    script: str,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    python: str = sys.executable,
+) -> None:
     """Run a script in a Python of its own, with exactly these of Celery's variables."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", script, *arguments],
+        [python, "-W", "error::ResourceWarning", "-c", script, *arguments],
         env=without_celery_variables(os.environ) | (environment or {}),
         capture_output=True,
         text=True,

@@ -60,7 +60,7 @@ def test_wrong_backend_password(
     caplog: pytest.LogCaptureFixture,
     password: str,
 ) -> None:
-    """A wait goes on until its timeout; the log, once, and its error say that it is the password."""
+    """A wait goes on to its timeout; the log, once, and its error say that it is the password."""
     client = make_client(database, result_backend=with_password(guarded, password))
     handle = client.async_call([], {})
     with pytest.raises(OperatorConnectionError, match=r"password in result_backend"):
