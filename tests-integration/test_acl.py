@@ -34,6 +34,8 @@ PLACES = [
     "&celery-task-meta-*",
 ]
 """An operator's four queues; the results, as keys and as channels."""
+RETRIES = ["+eval", "+set", "~sandai-op:submitted:*"]
+"""What `submit_retries` needs besides: a script, and the markers that it sets."""
 COMMANDS = [*CONNECT, *BROKER, *BACKEND]
 """
 Everything that a client asks of Redis, 6.2 and 7, besides AUTH and HELLO, which all may call.
@@ -104,6 +106,24 @@ def test_the_fewest_permissions(guarded: Guarded, make_client: MakeClient, publi
     assert guarded.refused() == []
     with open_redis(guarded.operator_url) as admin:
         assert admin.dbsize() == 0
+
+
+def test_submit_retries(guarded: Guarded, make_client: MakeClient) -> None:
+    """They need a script and its markers, and say so where these are forbidden."""
+    with LightOperator(guarded.operator_url):
+        guarded.allow(*COMMANDS, *PLACES, *RETRIES)
+        client = make_client(guarded.url, timeout=10, submit_retries=1)
+        assert client.sync([], {"n": 1}) == ([], {"n": 1})
+        results = client.batch_sync_detailed([([], {"n": n}) for n in range(300)])
+        assert [result.results for result in results] == [{"n": n} for n in range(300)]
+        assert guarded.refused() == []
+        for missing in RETRIES:
+            guarded.allow(*COMMANDS, *PLACES, *(rule for rule in RETRIES if rule != missing))
+            with pytest.raises(OperatorConnectionError, match="refused"):
+                client.async_call([], {})
+            assert guarded.refused()
+            with open_redis(guarded.operator_url) as admin:
+                assert admin.dbsize() == 0
 
 
 def test_none_too_many(guarded: Guarded, create_client: CreateClient) -> None:

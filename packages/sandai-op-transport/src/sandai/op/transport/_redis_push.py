@@ -38,23 +38,30 @@ Item = tuple[str, bytes, str]
 _MARKED = 60 * 60 * 1000
 #: Pushes those messages that were not pushed before. A script is atomic, for everybody who
 #: looks and for replicas and the append-only file, so a message and its marker are there
-#: together or not at all, after a crash or a failover too. LPUSH comes first: where the
-#: server refuses (memory, a key of another type, a replica) nothing has been written, and
-#: its error is handed on as LPUSH alone would have it.
+#: together or not at all, after a crash or a failover too. What the server refuses (memory,
+#: a permission, a key of another type) leaves neither, and is told as LPUSH alone would have it.
 #: KEYS: the list, and each message's marker. ARGV: milliseconds, and the messages.
 _PUSH_ONCE = """
-local new = {}
-for i = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 0 then new[#new + 1] = ARGV[i] end
-end
-if #new > 0 then
-  local said = redis.pcall('LPUSH', KEYS[1], unpack(new))
+local function refused(said)
   if type(said) == 'table' and said.err then
     return redis.error_reply((string.gsub(said.err, '^@user_script: %d+: %-?', '')))
   end
 end
-for i = 2, #KEYS do redis.call('SET', KEYS[i], '', 'PX', ARGV[1]) end
-return #new
+local markers, messages, failure = {}, {}, nil
+for i = 2, #KEYS do
+  local set = redis.pcall('SET', KEYS[i], '', 'PX', ARGV[1], 'NX')
+  failure = refused(set)
+  if failure then break end
+  if set then
+    markers[#markers + 1] = KEYS[i]
+    messages[#messages + 1] = ARGV[i]
+  end
+end
+if #messages > 0 and not failure then
+  failure = refused(redis.pcall('LPUSH', KEYS[1], unpack(messages)))
+end
+if failure and #markers > 0 then redis.call('DEL', unpack(markers)) end
+return failure or #messages
 """
 _MOST_FORGOTTEN = 1000
 
