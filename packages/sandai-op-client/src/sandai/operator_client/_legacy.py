@@ -49,7 +49,7 @@ class BatchProcessingError(OperatorError):
     failed_tasks: list[Any]
     total_tasks: int
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"{len(self.failed_tasks)} of {self.total_tasks} tasks of the batch failed"
 
 

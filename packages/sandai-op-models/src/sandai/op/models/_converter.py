@@ -16,7 +16,7 @@ from cattrs.errors import AttributeValidationNote, ClassValidationError, Iterabl
 from ._errors import InvalidTaskError, OperatorError
 from ._redact import redact
 from ._tasks import PERSISTENT_OUTPUT, Artifact, TaskRequest
-from ._text import text, type_name
+from ._text import short, text, type_name
 
 converter = Converter()
 
@@ -217,7 +217,9 @@ def _key(key: Any, path: str) -> str:
     if isinstance(key, Enum):
         key = key.value
     if not isinstance(key, str):
-        raise InvalidTaskError(path, f"the key {text(key, repr)} is {type_name(key)}, not a string")
+        raise InvalidTaskError(
+            path, f"the key {short(key, repr)} is {type_name(key)}, not a string"
+        )
     return _string(key, path)
 
 
@@ -226,5 +228,7 @@ def _string(value: str, path: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidTaskError(path, f"{value!r} is no text that UTF-8 can encode") from None
+        raise InvalidTaskError(
+            path, f"{short(value, repr)} is no text that UTF-8 can encode"
+        ) from None
     return str(value)

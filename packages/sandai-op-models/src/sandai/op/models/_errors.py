@@ -11,6 +11,7 @@ from typing import Any
 from attrs import define, field
 
 from ._redact import redact
+from ._text import printable, text
 
 
 def _mapping_or_empty(value: Any) -> dict[str, Any]:
@@ -18,7 +19,19 @@ def _mapping_or_empty(value: Any) -> dict[str, Any]:
 
 
 class OperatorError(Exception):
-    """Base class of every error of these distributions."""
+    """
+    Base class of every error of these distributions.
+
+    The text is fit for a terminal or a log, whatever an operator, a stored result
+    or a caller put into it: one line, without control characters, of bounded
+    length. The fields have everything as it came.
+    """
+
+    def __str__(self) -> str:
+        return printable(text(self, type(self)._sentence))
+
+    def _sentence(self) -> str:
+        return Exception.__str__(self)
 
 
 @define(slots=False)
@@ -33,7 +46,7 @@ class TaskTimeoutError(OperatorError, TimeoutError):
     task_id: str
     timeout: float | None = None
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         # Not every log shows causes.
         why = "" if self.__cause__ is None else f" (reading results fails: {self.__cause__})"
         return (
@@ -57,7 +70,7 @@ class TaskExecutionError(OperatorError):
     error_details: dict[str, Any] = field(default=None, converter=_mapping_or_empty)
     error_type: str = "UnknownError"
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         kind = "" if self.error_type == "UnknownError" else f"{self.error_type}: "
         return f"task {self.task_id} failed: {kind}{self.error_message}"
 
@@ -74,7 +87,7 @@ class TaskDeadlineExceededError(OperatorError):
     deadline: float = 0.0
     current_time: float = 0.0
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         late = self.current_time - self.deadline
         return f"task {self.task_id} was skipped: its deadline passed {late:.3f} s before it began"
 
@@ -86,7 +99,7 @@ class TaskCancelledError(OperatorError):
     task_id: str
     cancel_key: str = ""
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         how = f"by cancel_key {self.cancel_key!r}" if self.cancel_key else "(revoked)"
         return f"task {self.task_id} was cancelled {how}"
 
@@ -98,7 +111,7 @@ class InvalidTaskStatusError(OperatorError):
     task_id: str
     status: str
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return (
             f"task {self.task_id} answered with the unknown status {self.status!r}; "
             "an operator answers 'success' or 'error'"
@@ -118,7 +131,7 @@ class InvalidResultFormatError(OperatorError):
     result: Any = field(repr=False)
     reason: str | None = None
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         what = self.reason or f"a mapping was expected, not {type(self.result).__name__}"
         return f"task {self.task_id} answered in an invalid format: {what}"
 
@@ -130,7 +143,7 @@ class InvalidPriorityError(OperatorError, ValueError):
     priority: Any
     valid_priorities: Sequence[str] = ("high", "normal", "low", "very_low")
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"invalid priority {self.priority!r}: use one of {', '.join(self.valid_priorities)}"
 
 
@@ -149,7 +162,7 @@ class ClientPoolTimeoutError(OperatorError, TimeoutError):
     in_use: int | None = None
     waiting: int | None = None
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         use = "" if self.in_use is None else f", {self.in_use} in use, {self.waiting} waiting"
         return (
             f"no free slot in the {self.pool_name} pool within {_seconds(self.timeout)} "
@@ -172,7 +185,7 @@ class OperatorConnectionError(OperatorError, ConnectionError):
     reason: str | None = field(default=None, converter=redact)
     task_id: str | None = None
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         reason = self.reason or "no connection"
         what = f"operator {self.operator_name} {self.operator_version}: {reason}"
         if self.task_id is None:
@@ -189,7 +202,7 @@ class ConfigurationError(OperatorError, ValueError):
     value: Any = field(converter=redact)
     reason: str = field(converter=redact)
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"{self.setting}={self.value!r}: {self.reason}"
 
 
@@ -204,7 +217,7 @@ class InvalidTaskError(OperatorError, ValueError):
     path: str
     reason: str = field(converter=redact)
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
@@ -215,7 +228,7 @@ class ClientClosedError(OperatorError):
     operator_name: str
     operator_version: str
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"the client of operator {self.operator_name} {self.operator_version} is closed"
 
 

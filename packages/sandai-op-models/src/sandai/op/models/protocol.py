@@ -20,7 +20,7 @@ from ._errors import (
 )
 from ._results import OperatorDescription, TaskResult
 from ._tasks import DESCRIPTION_TASK_TYPE, PERSISTENT_OUTPUT, PROBE_OPTIONS
-from ._text import text, type_name
+from ._text import short, text, type_name
 
 __all__ = [
     "DESCRIPTION_KWARGS",
@@ -31,9 +31,11 @@ __all__ = [
     "check_timeout",
     "decode_description",
     "decode_reply",
+    "describe_error",
     "failure_error",
     "probe_verdict",
     "raise_reported",
+    "shown",
     "wait_limit",
 ]
 
@@ -77,7 +79,7 @@ def check_task_id(value: object) -> str:
     if not value:
         raise InvalidTaskError("task_id", "must be a task's id, not an empty string")
     if text(value) != value:
-        raise InvalidTaskError("task_id", f"{text(value, repr)} is no text that UTF-8 can encode")
+        raise InvalidTaskError("task_id", f"{shown(value)} is no text that UTF-8 can encode")
     return value
 
 
@@ -144,14 +146,20 @@ def _check_artifacts(value: object) -> list[dict[str, Any]]:
 
 
 def _check_object(value: object, path: str) -> dict[str, Any]:
-    if type(value) is not dict and not isinstance(value, Mapping):
+    if type(value) is dict:
+        given = value
+    elif isinstance(value, Mapping):
+        try:
+            given = dict(value)
+        except Exception as error:  # whatever a class of the caller's own does
+            reason = f"{type_name(value)} cannot be read ({describe_error(error)})"
+            raise InvalidTaskError(path, reason) from error
+    else:
         raise InvalidTaskError(path, f"an object was expected, not {type_name(value)}")
-    for key in value:
+    for key in given:
         if not isinstance(key, str):
-            raise InvalidTaskError(
-                path, f"the key {text(key, repr)} is {type_name(key)}, not a string"
-            )
-    return value if type(value) is dict else dict(value)
+            raise InvalidTaskError(path, f"the key {shown(key)} is {type_name(key)}, not a string")
+    return given
 
 
 def decode_reply(task_id: str, reply: object) -> TaskResult:
@@ -262,6 +270,17 @@ def failure_error(task_id: str, failure: object, traceback: object = None) -> Ta
     if isinstance(traceback, str) and traceback:
         details["traceback"] = traceback
     return TaskExecutionError(task_id, message, details, details["exception_type"])
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the class and the first 200 characters of what an error says, if it can say it."""
+    said = short(error)
+    return f"{type_name(error)}: {said}" if said else type_name(error)
+
+
+def shown(value: object) -> str:
+    """Return the first 200 characters of a value's ``repr``, if it has one."""
+    return short(value, repr)
 
 
 def _number(value: object) -> float:

@@ -18,7 +18,7 @@ class TransportError(OperatorError, ConnectionError):
     maybe_done: bool = False
     refused: bool = False
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return self.reason
 
     def for_unsent(self) -> "TransportError":
