@@ -10,7 +10,7 @@ from celery.backends.cache import CacheBackend
 from celery.exceptions import ImproperlyConfigured
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from sandai.op.models import ConfigurationError, redact
+from sandai.op.models import ConfigurationError, protocol, redact
 
 from ._app import OperatorApp
 from ._backend import BackendStatistics, Reader
@@ -102,16 +102,15 @@ class CeleryBackend:
             if not payload:
                 return pending(task_id)
             if isinstance(payload, str):
-                payload = payload.encode()
-            if isinstance(payload, bytes):
-                return self._decoder.decode(task_id, payload)
+                payload = payload.encode("utf-8", "surrogatepass")  # which no decoder reads
+            if isinstance(payload, bytes | bytearray | memoryview):
+                return self._decoder.decode(task_id, bytes(payload))
         try:
             meta = backend.get_task_meta(task_id)
         except (DecodeError, ContentDisallowed, ValueError, TypeError, LookupError) as error:
             # What kombu and json raise for bytes that they cannot read.
-            return undecodable(
-                task_id, None, f"it cannot be decoded ({type(error).__name__}: {error})"
-            )
+            reason = f"it cannot be decoded ({protocol.describe_error(error)})"
+            return undecodable(task_id, None, reason)
         document = from_meta(task_id, meta, meta)
         if document.ready:
             self._cache().pop(task_id, None)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from kombu.message import Message
 
+from sandai.op.models import protocol
+
 from ._app import OperatorApp, broker_app
 from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
@@ -104,7 +106,7 @@ class RpcBackend:
         try:
             meta = message.decode()
         except Exception as error:
-            reason = f"it cannot be decoded ({type(error).__name__}: {error})"
+            reason = f"it cannot be decoded ({protocol.describe_error(error)})"
             document = undecodable(task_id, message.body, reason)
         else:
             document = from_meta(task_id, meta, meta)
