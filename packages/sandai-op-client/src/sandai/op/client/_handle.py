@@ -177,8 +177,9 @@ def celery_meta(document: ResultDocument, app: Celery) -> dict[str, Any]:
     if document.state in READY_STATES and (failure := document.failure) is not None:
         meta["result"] = failure
     try:
-        for child in meta.get("children") or ():
-            result_from_tuple(child, app)
+        # Ready-made: what can be read here, ``AsyncResult`` might stumble over further down.
+        if children := meta.get("children"):
+            meta["children"] = [result_from_tuple(child, app) for child in children]
     except Exception:
         meta["children"] = None
     try:

@@ -8,7 +8,7 @@ from uuid import uuid4
 from celery import Celery
 from kombu.utils import json as kombu_json
 
-from sandai.op.models import InvalidTaskError
+from sandai.op.models import InvalidTaskError, protocol
 
 from ._message import MessageFactory, TaskMessage, new_id, someone_listens_before_publish
 
@@ -93,8 +93,9 @@ class EnvelopeRenderer:
         try:
             # kombu's own encoder: a receiver may have put a date into the headers.
             return str(kombu_json.dumps(envelope))
-        except (TypeError, ValueError) as error:
-            raise InvalidTaskError("headers", f"JSON cannot encode them: {error}") from error
+        except Exception as error:  # whatever a class of the receiver's own does
+            reason = f"JSON cannot encode them: {protocol.describe_error(error)}"
+            raise InvalidTaskError("headers", reason) from error
 
     def _envelope(
         self,
