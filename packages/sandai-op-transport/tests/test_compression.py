@@ -5,6 +5,7 @@ import lzma
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,6 +20,16 @@ from sandai.op.transport._compression import MAX_BYTES, decompressed
 MARKER = b"\x00celery-compressed\x00"
 #: What is installed here: three of the standard library, zstd and brotli in the test group.
 METHODS = sorted(compression.encoders())
+#: Of the decoders; zlib's and bz2's among them.
+ERRORS = [zlib.error, lzma.LZMAError]
+ERRORS += [
+    getattr(module, name)
+    for module, name in [
+        (vars(compression).get("brotli"), "error"),
+        (vars(compression).get("zstd"), "ZstdError"),
+    ]
+    if module is not None
+]
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -107,7 +118,7 @@ def test_lzma_dictionary() -> None:
     """A header that asks for a dictionary of gigabytes is refused."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
     body = lzma.compress(b"{}", filters=filters)
-    with pytest.raises(lzma.LZMAError, match="[Mm]emory"):
+    with pytest.raises(lzma.LZMAError, match=r"[Mm]emory"):
         decompressed(MARKER + b"application/x-lzma\x00" + body)
     highest = lzma.compress(b"{}", preset=9)
     assert decompressed(MARKER + b"application/x-lzma\x00" + highest) == b"{}"
@@ -140,10 +151,8 @@ def test_method_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_body(method: str, body: bytes) -> None:
     """Whatever follows the marker, an exception is all that it can cause."""
     _, content_type = compression.get_encoder(method)
-    try:
+    with suppress(ValueError, OSError, EOFError, *ERRORS):
         decompressed(MARKER + content_type.encode() + b"\x00" + body)
-    except Exception as error:
-        assert not isinstance(error, MemoryError)
 
 
 def test_flipped_bits() -> None:

@@ -110,13 +110,13 @@ class DocumentDecoder:
         except Exception as error:
             reason = f"it cannot be decompressed ({protocol.describe_error(error)})"
             return undecodable(task_id, payload, reason)
-        # Its text alone: the error itself, kept here, would keep this frame and so the bytes.
         first_error = ""
         for name in self._serializers:
             try:
                 document = from_meta(task_id, self._loads(name, data), payload)
             except Exception as error:
                 first_error = first_error or protocol.describe_error(error)
+                _let_go(error)
                 continue
             if document.fault is None:
                 return document
@@ -133,6 +133,13 @@ class DocumentDecoder:
         content_type = self._types[name]
         encoding = "binary" if name in ("msgpack", "pickle") else "utf-8"
         return loads(data, content_type, encoding, accept={content_type})
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what an error's traceback holds, the bytes among it: kombu's errors are in cycles."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _has_markers(data: bytes) -> bool:
