@@ -69,7 +69,7 @@ def checked(error: OperatorError) -> OperatorError:
     """Return an error that is of the task, and fit to be shown."""
     assert vars(error)["task_id"] == TASK_ID
     said = str(error)
-    assert len(said) < 2500
+    assert len(said) < 2100
     assert not set(said) & CONTROLS
     assert said.encode()
     return error

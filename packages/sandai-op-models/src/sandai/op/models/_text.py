@@ -38,12 +38,20 @@ def printable(said: str) -> str:
     Return a text in one line that neither a terminal nor a log takes for more than text.
 
     What else it holds is shown as Python would escape it, and of a text of more
-    than some 2,000 characters the middle is left out.
+    than 2,000 characters only the beginning and the end.
     """
-    if len(said) > _MOST_SHOWN:
-        left_out = len(said) - _MOST_SHOWN
-        begin, end = said[: _MOST_SHOWN - _LAST_SHOWN], said[-_LAST_SHOWN:]
-        said = f"{begin} [{left_out} characters left out] {end}"
+    length = len(said)
+    if length <= _MOST_SHOWN:
+        said = _escaped(said)
+        if len(said) <= _MOST_SHOWN:
+            return said
+    first = _MOST_SHOWN - _LAST_SHOWN
+    # Cut before and after: escapes are longer than what they stand for.
+    begin, end = _escaped(said[:first])[:first], _escaped(said[-_LAST_SHOWN:])[-_LAST_SHOWN:]
+    return f"{begin} [... of {length} characters ...] {end}"
+
+
+def _escaped(said: str) -> str:
     if said.isprintable():
         return said
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], said)
