@@ -13,6 +13,7 @@ import pytest
 from hostile_documents import HOSTILE
 from sandai.op.models import InvalidResultFormatError, InvalidTaskError, OperatorError
 from scenarios import ClientView, Submission, World
+from watching import eventually
 
 GOOD_PER_HOSTILE = 3
 CONTROLS = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]}
@@ -57,7 +58,7 @@ def check(results: list[Any]) -> None:
             continue
         error = result.error
         assert type(error) is kind, (payload[:80], error)
-        assert error.task_id == result.task_id
+        assert vars(error)["task_id"] == result.task_id
         assert len(str(error)) < 2100
         assert not set(str(error)) & CONTROLS
         if isinstance(error, InvalidResultFormatError) and isinstance(error.result, bytes):
@@ -79,8 +80,7 @@ def test_neighbours(world: World, how: str, caplog: pytest.LogCaptureFixture) ->
         )
         collector.start()
         channel = f"celery-task-meta-{submissions[-1].task_id}"
-        while not world.redis.pubsub_numsub(channel)[0][1]:
-            assert collector.is_alive()
+        eventually(lambda: world.redis.pubsub_numsub(channel)[0][1], within=10)
         store(world, submissions, how=how)
         collector.join(30)
         assert not collector.is_alive()
@@ -155,7 +155,7 @@ def test_payloads_that_cannot_be_sent(world: World, serializer: str) -> None:
         bad.append(({"a": {"__type__": "uuid", "__value__": 1}}, "options.a"))
     else:
         bad.append(({"a": "\ud800"}, "options.a"))
-    tasks = [([], options) for spoilt, _ in bad for options in (spoilt, {"fine": True})]
+    tasks: list[Any] = [([], options) for spoilt, _ in bad for options in (spoilt, {"fine": True})]
     submissions = client.batch_submit(tasks)
     for (_, path), submission in zip(bad, submissions[::2], strict=True):
         assert isinstance(submission.error, InvalidTaskError), path

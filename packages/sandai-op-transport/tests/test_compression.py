@@ -36,7 +36,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 def packed(data: bytes, method: str) -> bytes:
     """Return what Celery 5.7 stores of *data*."""
     body, content_type = compression.compress(data, method)
-    return MARKER + content_type.encode() + b"\x00" + bytes(body)
+    return MARKER + bytes(content_type, "ascii") + b"\x00" + bytes(body)
 
 
 @given(st.sampled_from(METHODS), st.binary(max_size=300))

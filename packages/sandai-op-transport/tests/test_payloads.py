@@ -45,7 +45,7 @@ def sent(serializer: str, artifacts: Any, options: Any) -> tuple[Any, Any]:
 
 
 def same(given: Any, read: Any) -> bool:
-    """Whether the operator reads what the caller gave; neither format tells tuples from lists."""
+    """Whether the operator reads what was given; neither format has tuples or bytearrays."""
     if isinstance(given, dict):
         return (
             type(read) is dict
@@ -62,6 +62,8 @@ def same(given: Any, read: Any) -> bool:
         return isinstance(read, float) and math.isnan(read)
     if isinstance(given, Decimal) and given.is_nan():
         return repr(given) == repr(read)
+    if isinstance(given, bytearray):
+        return bool(bytes(given) == read)
     return isinstance(given, type(read)) and bool(given == read)
 
 
