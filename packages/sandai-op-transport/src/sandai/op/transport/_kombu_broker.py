@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 from celery import Celery
 
@@ -13,7 +12,8 @@ from ._backend import Reader
 from ._broker import BrokerStatistics, Outcome
 from ._config import BrokerKey
 from ._errors import TransportError
-from ._kombu_connection import Line, LineOpener
+from ._kombu_connection import LineOpener
+from ._kombu_line import Line
 from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage, someone_listens_before_publish
 from ._pool import ConnectionPool
@@ -72,7 +72,7 @@ class KombuBroker:
         shorter = timeout if timeout and timeout < self._key.io_timeout else None
         with self._pool.lease(acquire_timeout, io_timeout=shorter) as line:
             try:
-                self._exists(line, message.queue)
+                line.exists(message.queue)
             except Exception as error:
                 raise self._opener.failure(error, maybe_done=False) from error
 
@@ -98,44 +98,13 @@ class KombuBroker:
         if someone_listens_before_publish():
             message = self.messages.before_publish(message, headers, properties)
         try:
-            if not self._exists(line, message.queue):
-                self._app.amqp.queues[message.queue](line.connection.default_channel).declare()
-            line.known_queues.add(message.queue)
+            if not line.exists(message.queue):
+                line.declare(self._app.amqp.queues[message.queue])
         except Exception as error:
             raise self._opener.failure(error, maybe_done=False) from error
-        line.returned.clear()
         try:
-            line.producer.publish(
-                message.body,
-                exchange="",
-                routing_key=message.queue,
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
-                headers=headers,
-                retry=False,
-                mandatory=True,
-                confirm_timeout=self._key.io_timeout,
-                **properties,
-            )
+            line.publish(message, headers, properties)
+        except OperatorError:
+            raise
         except Exception as error:
             raise self._opener.failure(error, maybe_done=True) from error
-        if line.returned:
-            raise TransportError("the broker returned the task: no queue took it")
-
-    def _exists(self, line: Line, queue: str) -> bool:
-        if queue in line.known_queues:
-            return True
-        channel = line.connection.channel()
-        try:
-            channel.queue_declare(queue=queue, passive=True)
-        except line.connection.channel_errors as error:
-            if _code(error) not in (404, "404"):
-                raise
-            return False
-        finally:
-            channel.close()
-        return True
-
-
-def _code(error: BaseException) -> Any:
-    return getattr(error, "reply_code", None) or getattr(error, "code", None)

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define, field
 from kombu.connection import Connection
-from kombu.messaging import Producer
 
 from sandai.op.models import redact
 
+from ._amqp_line import AmqpLine
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
+from ._kombu_line import Line
 from ._url import is_redis, scheme_of
 
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
@@ -39,9 +39,9 @@ def connect(connection: Connection, timeout: float) -> None:
     connection.ensure_connection(max_retries=tries, interval_start=0, timeout=timeout)
     # kombu's Redis channel says PING over one socket and publishes over another: that would
     # be two for one permit.
-    greeting = getattr(connection.default_channel, "async_pool", None)
-    if greeting is not None:
-        greeting.disconnect()
+    if connection.transport.driver_type == "redis":
+        channel: Any = connection.default_channel
+        channel.async_pool.disconnect()
 
 
 def failure(url: str, error: Exception, *, maybe_done: bool) -> TransportError:
@@ -53,17 +53,6 @@ def failure(url: str, error: Exception, *, maybe_done: bool) -> TransportError:
     """
     said = str(error) or type(error).__name__
     return TransportError(f"broker {redact(url)} failed: {said}", maybe_done)
-
-
-@define(eq=False)
-class Line:
-    """One connection, its producer, and the queues seen to exist over it."""
-
-    connection: Connection
-    producer: Producer = field(default=None, init=False)
-    known_queues: set[str] = field(factory=set, init=False)
-    #: Messages that no queue took, as AMQP gives them back.
-    returned: list[Any] = field(factory=list, init=False)
 
 
 class LineOpener:
@@ -78,28 +67,26 @@ class LineOpener:
         limit = self._key.io_timeout if timeout is None else min(timeout, self._key.io_timeout)
         url = self._key.broker_url
         options = bounded_options(url, thaw(self._key.transport_options), limit)
-        line = Line(Connection(url, connect_timeout=limit, transport_options=options))
+        # A line waits for its confirms itself.
+        confirms = bool(options.pop("confirm_publish", True)) if self._is_amqp else False
+        connection = Connection(url, connect_timeout=limit, transport_options=options)
         try:
-            connect(line.connection, limit)
-            channel: Any = line.connection.default_channel
-            line.producer = Producer(channel, auto_declare=False)
-            if self._is_amqp:
-                channel.events["basic_return"].add(lambda *args: line.returned.append(args))
-        except Exception as error:
-            line.connection.release()
-            raise self.failure(error, maybe_done=False) from error
-        except BaseException:
-            line.connection.release()
+            connect(connection, limit)
+            return AmqpLine(connection, limit, confirms) if self._is_amqp else Line(connection)
+        except BaseException as error:
+            # AMQP says goodbye, and waits for the answer.
+            connection.collect() if self._is_amqp else connection.release()
+            if isinstance(error, Exception):
+                raise self.failure(error, maybe_done=False) from error
             raise
-        return line
 
     def usable(self, line: Line) -> bool:
-        """Return whether kombu holds the connection for open."""
-        return bool(line.connection.connected)
+        """Return whether the connection is still open."""
+        return line.usable()
 
     def close(self, line: Line) -> None:
         """Close a connection and its channels."""
-        line.connection.release()
+        line.close()
 
     def failure(self, error: Exception, *, maybe_done: bool) -> TransportError:
         """Return the error that tells of *error* at this broker."""

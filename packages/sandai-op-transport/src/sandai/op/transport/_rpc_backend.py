@@ -1,6 +1,8 @@
 """Results that are messages on one reply queue of the broker (``rpc://``); for threads."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from kombu.message import Message
@@ -12,7 +14,8 @@ from ._backend import BackendStatistics, Reader
 from ._config import BackendKey
 from ._documents import ResultDocument, from_meta, undecodable
 from ._errors import TransportError
-from ._kombu_connection import Line, LineOpener
+from ._kombu_connection import LineOpener
+from ._kombu_line import Line
 from ._limiter import limiter_of
 from ._pool import ConnectionPool
 from ._readers import Readers
@@ -20,6 +23,8 @@ from ._readers import Readers
 #: Results kept for whoever asks later; the oldest beyond that are dropped.
 _MOST_KEPT = 10_000
 _MESSAGES_PER_LOOK = 1_000
+#: Seconds for which the reply queue is taken to be there still; no broker restarts in less.
+_SEEN_FOR = 1.0
 
 
 class RpcBackend:
@@ -48,14 +53,18 @@ class RpcBackend:
         self._io_timeout = key.io_timeout
         self._lock = threading.Lock()
         self._documents: dict[str, ResultDocument] = {}
-        self._prepared = False
+        self._seen = -math.inf
         self._readers = Readers()
 
     def before_submit(self) -> None:
-        """Declare the reply queue once: a reply to a queue that is not there is lost."""
-        if not self._prepared:
+        """
+        See that the reply queue is there: a reply to one that is not is lost.
+
+        It does not outlive the broker, nor one that nobody has looked at for as long
+        as Celery keeps results.
+        """
+        if time.monotonic() - self._seen > _SEEN_FOR:
             self._take(self._io_timeout)
-            self._prepared = True
 
     def look(self, task_ids: Sequence[str], *, acquire_timeout: float) -> list[ResultDocument]:
         """Take what has come, and return what is there; see :meth:`Backend.look`."""
@@ -86,15 +95,16 @@ class RpcBackend:
     def _take(self, acquire_timeout: float) -> None:
         with self._pool.lease(acquire_timeout) as line:
             try:
-                queue = self._binding(line.connection.default_channel)
+                queue = self._binding(line.channel)
                 if queue.name not in line.known_queues:
                     queue.declare()
                     line.known_queues.add(queue.name)
                 for _ in range(_MESSAGES_PER_LOOK):
                     message = queue.get(no_ack=True, accept=self._accept)
                     if message is None:
-                        return
+                        break
                     self._keep(message)
+                self._seen = time.monotonic()
             except Exception as error:
                 raise self._failure(error) from error
 
