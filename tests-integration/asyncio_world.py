@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from attrs import frozen
 
 import scripted_operator
+from queues import Queues, RedisQueues
 from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, AsyncTaskHandle
 from sandai.op.models import BatchTaskResult, HealthCheckResult
 from sandai.op.transport import BackendStatistics, BrokerStatistics
@@ -177,17 +178,20 @@ class AsyncioClientView:
 
 
 class AsyncioWorld:
-    """A loop in a thread, the scripted operator, and its database."""
+    """A loop in a thread, the scripted operator, its queues and its database."""
 
-    def __init__(self, url: str, redis_client: Any) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, redis_client: Any, queues: Queues | None = None, **settings: Any
+    ) -> None:
         self.redis = redis_client
+        self.queues: Queues = queues or RedisQueues(redis_client)
+        self._settings = {"broker_url": url, "timeout": 20, **settings}
         self._loop = LoopThread()
         self._clients: list[AsyncOperatorClient] = []
 
     def client(self, name: str = scripted_operator.NAME, **kwargs: Any) -> ClientView:
         """Make a client of an operator, the scripted one unless told; it is closed at the end."""
-        settings = {"broker_url": self.url, "timeout": 20, **kwargs}
+        settings = {**self._settings, **kwargs}
         self._clients.append(AsyncOperatorClient(name, scripted_operator.VERSION, **settings))
         return AsyncioClientView(self._clients[-1], self._loop)
 

@@ -16,6 +16,7 @@ import scripted_operator
 from asyncio_world import AsyncioWorld
 from celery_worker import CeleryWorker
 from fault_rig import Rig
+from local_rabbitmq import LocalRabbitMQ, find
 from local_redis import LocalRedis
 from sandai.op.client import OperatorClient
 from sandai.op.transport import statistics
@@ -40,6 +41,16 @@ class CreateClient(Protocol):
 def redis_server() -> Iterator[LocalRedis]:
     """One Redis for all tests that do not break it."""
     with LocalRedis("--databases", str(DATABASES)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[LocalRabbitMQ]:
+    """One RabbitMQ for all tests that do not break it."""
+    if find("rabbitmq-server") is None:
+        how = pytest.fail if "CI" in os.environ else pytest.skip
+        how("RabbitMQ is not installed")
+    with LocalRabbitMQ() as server:
         yield server
 
 

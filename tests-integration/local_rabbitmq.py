@@ -20,7 +20,7 @@ START_TIMEOUT = 50.0
 STOP_TIMEOUT = 15.0
 #: Debian's command on the PATH is for root alone; the one it hands over to is for everybody.
 FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin")
-MAX_MESSAGE_SIZE = 4 * 1024 * 1024
+MAX_MESSAGE_SIZE = 16 * 1024 * 1024
 """Bytes that a message may have."""
 
 

@@ -9,7 +9,6 @@ meet, and does not know what it tests.
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 import time
@@ -19,11 +18,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 from uuid import uuid4
 
-import msgpack
 import pytest
 from attrs import frozen
 
 import scripted_operator
+from queues import Queues
 from sandai.op.models import (
     BatchTaskResult,
     ClientClosedError,
@@ -131,12 +130,12 @@ class World(Protocol):
     """Clients of one colour, the scripted operator, and Redis to look at; its database is empty."""
 
     @property
-    def url(self) -> str:
-        """The URL of broker and backend."""
+    def redis(self) -> Any:
+        """A Redis client on the database of the results, which is also the operator's."""
 
     @property
-    def redis(self) -> Any:
-        """A Redis client on that database."""
+    def queues(self) -> Queues:
+        """The broker's queues."""
 
     def client(self, name: str = ..., **kwargs: Any) -> ClientView:
         """Make a client; it is closed with the world."""
@@ -164,14 +163,7 @@ def failing(kind: Any, message: Any, details: Any) -> dict[str, Any]:
 
 def queued(world: World, queue: str) -> list[dict[str, Any]]:
     """Return the kwargs of the messages in a queue that nobody serves, in order of submission."""
-    kwargs = []
-    for message in reversed(world.redis.lrange(queue, 0, -1)):
-        envelope = json.loads(message)
-        assert envelope["properties"]["delivery_info"] == {"exchange": "", "routing_key": queue}
-        args, found, _ = msgpack.unpackb(base64.b64decode(envelope["body"]))
-        assert args == []
-        kwargs.append(found)
-    return kwargs
+    return [message["kwargs"] for message in world.queues.messages(queue)]
 
 
 def results_stored(world: World) -> list[bytes]:
@@ -373,7 +365,7 @@ def the_deadline_follows_the_timeout(world: World) -> None:
             if expected is not None:
                 assert isinstance(found["deadline"], float)
                 assert before + expected <= found["deadline"] <= after + expected
-        world.redis.delete("normal.nobody.v1")
+        world.queues.delete("normal.nobody.v1")
 
 
 @scenario
@@ -469,7 +461,7 @@ def a_wrong_timeout_is_refused(world: World) -> None:
                 call([], {}, timeout=timeout)
         with pytest.raises(ConfigurationError, match="timeout"):
             client.batch_submit([([], {})], timeout=timeout)
-    assert not world.redis.exists("normal.nobody.v1")
+    assert not world.queues.exists("normal.nobody.v1")
 
 
 # Description
@@ -671,6 +663,7 @@ def ping_leaves_nothing(world: World) -> None:
     assert client.ping() is True
     assert client.ping(timeout=0.5) is True
     assert world.redis.dbsize() == 0
+    assert not world.queues.exists("normal.nobody.v1")
 
 
 @scenario
@@ -678,9 +671,10 @@ def ping_keeps_what_is_queued(world: World) -> None:
     """ping() takes out its own message alone."""
     client = world.client("nobody", priority="low")
     client.async_call([], {"n": 1})
-    before = world.redis.lrange("low.nobody.v1", 0, -1)
+    before = world.queues.messages("low.nobody.v1")
+    assert len(before) == 1
     assert client.ping() is True
-    assert world.redis.lrange("low.nobody.v1", 0, -1) == before
+    assert world.queues.messages("low.nobody.v1") == before
 
 
 @scenario
@@ -784,7 +778,7 @@ def close_ends_waits_and_later_calls(world: World) -> None:
         return client.batch_collect(submissions) if number % 3 == 1 else handle.get()
 
     with at_once(6, wait) as waits:
-        eventually(lambda: world.redis.llen("normal.nobody.v1") == 4, within=5)
+        eventually(lambda: world.queues.count("normal.nobody.v1") == 4, within=5)
         # Two calls were not yet waiting, perhaps: closed all the same.
         client.close()
         for future in waits:

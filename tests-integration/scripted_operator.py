@@ -15,11 +15,14 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Ignore
+from redis import Redis
 
 NAME, VERSION = "scripted", "v1"
 URL = os.environ.get("SCRIPTED_OPERATOR_URL", "redis://localhost:6379/0")
 OPTIONS = json.loads(os.environ.get("SCRIPTED_OPERATOR_OPTIONS", "{}"))
 """Transport options of broker and backend."""
+BROKER_URL = os.environ.get("SCRIPTED_OPERATOR_BROKER_URL", URL)
+RESULT_BACKEND = os.environ.get("SCRIPTED_OPERATOR_RESULT_BACKEND", URL)
 DESCRIPTIONS = "scripted:descriptions"
 """A Redis list: the JSON replies to the next description tasks; when it is empty, DESCRIPTION."""
 DESCRIBED = "scripted:described"
@@ -35,7 +38,8 @@ DESCRIPTION = {
     "results_schema": {"type": "object", "properties": {}},
 }
 
-app = Celery("scripted", broker=URL, backend=URL)
+app = Celery("scripted", broker=BROKER_URL, backend=RESULT_BACKEND)
+script: Any = Redis.from_url(URL)
 app.conf.update(
     accept_content=["json", "msgpack"],
     result_serializer="json",
@@ -60,20 +64,19 @@ class OddError(Exception):
 @app.task(name=f"sandai_operator.{NAME}.{VERSION}.process_task", bind=True)  # type: ignore[untyped-decorator]  # Celery has no types
 def process_task(self: Task, **kwargs: Any) -> Any:
     """Do what the options say."""
-    redis = app.backend.client
     if kwargs.get("task_type") == "desc":
-        redis.incr(DESCRIBED)
+        script.incr(DESCRIBED)
         time.sleep(0.2)  # so that callers meet while one asks
-        scripted = redis.lpop(DESCRIPTIONS)
+        scripted = script.lpop(DESCRIPTIONS)
         return json.loads(scripted) if scripted else DESCRIPTION
     options = kwargs.get("options") or {}
-    if options == {"test": True} and (scripted := redis.lpop(PROBES)):
+    if options == {"test": True} and (scripted := script.lpop(PROBES)):
         return json.loads(scripted)
     now = time.time()
     if kwargs.get("deadline", now) < now:
         details = {"deadline": kwargs["deadline"], "current_time": now}
         return failed("TaskDeadlineExceededError", "too late", details)
-    if (key := kwargs.get("cancel_key")) and redis.sismember(CANCELLED, key):
+    if (key := kwargs.get("cancel_key")) and script.sismember(CANCELLED, key):
         return failed("TaskCancelledError", "cancelled", {"cancel_key": key})
     return BEHAVIOURS[options.get("do", "echo")](self, kwargs)
 
@@ -156,7 +159,9 @@ def nested(task: Task, kwargs: dict[str, Any]) -> dict[str, Any]:
 
     from sandai.op.client import create_client
 
-    with create_client(NAME, VERSION, broker_url=URL, timeout=20) as client:
+    with create_client(
+        NAME, VERSION, broker_url=BROKER_URL, result_backend=RESULT_BACKEND, timeout=20
+    ) as client:
         handle = client.async_call([], {"n": 1})
         first = handle.get(timeout=20)["results"]
         _, second = client.sync([], {"n": 2}, timeout=20)

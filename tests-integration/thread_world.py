@@ -10,6 +10,7 @@ from attrs import frozen
 from celery.result import ResultSet
 
 import scripted_operator
+from queues import Queues, RedisQueues
 from sandai.op.client import OperatorAsyncResult, OperatorClient, SubmittedTask
 from sandai.op.models import BatchTaskResult, HealthCheckResult
 from sandai.op.transport import BackendStatistics, BrokerStatistics
@@ -131,16 +132,19 @@ class ThreadClientView:
 
 
 class ThreadWorld:
-    """Threads, the scripted operator, and its database."""
+    """Threads, the scripted operator, its queues and its database."""
 
-    def __init__(self, url: str, redis_client: Any) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, redis_client: Any, queues: Queues | None = None, **settings: Any
+    ) -> None:
         self.redis = redis_client
+        self.queues: Queues = queues or RedisQueues(redis_client)
+        self._settings = {"broker_url": url, "timeout": 20, **settings}
         self._clients: list[OperatorClient] = []
 
     def client(self, name: str = scripted_operator.NAME, **kwargs: Any) -> ClientView:
         """Make a client of an operator, the scripted one unless told; it is closed at the end."""
-        settings = {"broker_url": self.url, "timeout": 20, **kwargs}
+        settings = {**self._settings, **kwargs}
         self._clients.append(OperatorClient(name, scripted_operator.VERSION, **settings))
         return ThreadClientView(self._clients[-1])
 

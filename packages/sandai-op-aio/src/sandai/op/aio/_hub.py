@@ -309,3 +309,11 @@ def _deliver(settled: Sequence[tuple[ResultDocument, list[Waiter]]]) -> None:
     for document, waiters in settled:
         for waiter in waiters:
             waiter.deliver(document)
+
+
+def hub_of(backend: Backend) -> LoopHub:
+    """Return the running loop's hub for a backend; raises :class:`TransportError` when closed."""
+    loop = asyncio.get_running_loop()
+    hub = backend.reader(loop, lambda: LoopHub(backend, loop))
+    assert isinstance(hub, LoopHub)
+    return hub

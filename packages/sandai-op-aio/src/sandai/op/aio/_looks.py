@@ -21,7 +21,10 @@ _DECODED = 50
 
 
 class Looks(Protocol):
-    """A loop's looks at one backend; both calls raise as :meth:`Backend.look` does."""
+    """A loop's looks at one backend; its calls raise as :meth:`Backend.look` does."""
+
+    async def prepare(self, *, patience: float) -> None:
+        """Do what must be done before a task is sent."""
 
     async def look(self, task_ids: Sequence[str], *, patience: float) -> list[ResultDocument]:
         """Return the documents that are stored now."""
@@ -46,6 +49,9 @@ class RedisLooks:
         self._flusher = Flusher(
             backend.limiter, backend.connector, loop, self._ask, "look", _MOST_KEYS
         )
+
+    async def prepare(self, *, patience: float) -> None:
+        """Nothing: results are stored where they are looked for."""
 
     async def look(self, task_ids: Sequence[str], *, patience: float) -> list[ResultDocument]:
         """Ask for results."""
@@ -116,6 +122,10 @@ class WorkerLooks:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._workers = Workers.of(backend, backend.limiter)
+
+    async def prepare(self, *, patience: float) -> None:
+        """Have a reply queue declared."""
+        await self._workers.run(lambda acquire_timeout: self._backend.before_submit(), patience)
 
     async def look(self, task_ids: Sequence[str], *, patience: float) -> list[ResultDocument]:
         """Ask for results."""

