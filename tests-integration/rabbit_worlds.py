@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from attrs import frozen
 
@@ -28,7 +29,7 @@ class Roads:
     redis_url: str
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """A client's settings."""
         return {"broker_url": self.broker_url, "result_backend": self.result_backend}
 
