@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import trustme
+
 from local_redis import HOST, free_port
 
 START_TIMEOUT = 50.0
@@ -40,6 +42,7 @@ class LocalRabbitMQ:
 
     def __init__(self) -> None:
         self._port, self._distribution_port, self._epmd_port = 0, 0, 0
+        self._tls_port = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,8 +51,8 @@ class LocalRabbitMQ:
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="local-rabbitmq-")
         self._port, self._distribution_port, self._epmd_port = (free_port() for _ in range(3))
-        self._path("rabbitmq.conf").write_text(f"max_message_size = {MAX_MESSAGE_SIZE}\n")
-        self._path("enabled_plugins").write_text("[].\n")
+        self._tls_port = free_port()
+        self._configure()
         try:
             # In the foreground: an epmd that a node starts outlives the node.
             self._epmd = self._popen(["epmd", "-port", str(self._epmd_port), "-address", HOST])
@@ -80,6 +83,16 @@ class LocalRabbitMQ:
     def url_through(self, port: int) -> str:
         """Return the URL for clients that connect to another port, a proxy's."""
         return f"amqp://guest:guest@{HOST}:{port}//"
+
+    @property
+    def tls_port(self) -> int:
+        """The port for AMQP over TLS; the certificate is for the loopback address."""
+        return self._tls_port
+
+    @property
+    def authority(self) -> str:
+        """The path of the certificate of who vouches for the node."""
+        return str(self._path("authority.pem"))
 
     def start(self) -> None:
         """Start the node, if it is down, and wait until it answers."""
@@ -150,6 +163,23 @@ class LocalRabbitMQ:
             if self._folder is not None:
                 self._folder.cleanup()
                 self._folder = None
+
+    def _configure(self) -> None:
+        authority = trustme.CA()
+        issued = authority.issue_cert(HOST)
+        authority.cert_pem.write_to_path(self.authority)
+        issued.cert_chain_pems[0].write_to_path(str(self._path("certificate.pem")))
+        issued.private_key_pem.write_to_path(str(self._path("key.pem")))
+        settings = {
+            "max_message_size": MAX_MESSAGE_SIZE,
+            "listeners.ssl.1": f"{HOST}:{self._tls_port}",
+            "ssl_options.cacertfile": self.authority,
+            "ssl_options.certfile": self._path("certificate.pem"),
+            "ssl_options.keyfile": self._path("key.pem"),
+        }
+        lines = [f"{name} = {value}\n" for name, value in settings.items()]
+        self._path("rabbitmq.conf").write_text("".join(lines))
+        self._path("enabled_plugins").write_text("[].\n")
 
     def _path(self, name: str = "") -> Path:
         assert self._folder is not None

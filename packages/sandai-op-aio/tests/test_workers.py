@@ -1,6 +1,7 @@
 """Brokers and backends that block: Celery's in-memory broker, results in files."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -73,10 +74,7 @@ def test_every_call(folder: Path) -> None:
             assert not any(name.startswith("asyncio_") for name in names)
 
     asyncio.run(main())
-    deadline = time.monotonic() + 5
-    while any(thread.name.startswith("sandai-op-worker") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually_no_worker()
 
 
 def test_patience() -> None:
@@ -108,3 +106,23 @@ def test_patience() -> None:
         assert len(made) == 1
 
     asyncio.run(main())
+
+
+def test_who_only_submits() -> None:
+    """With replies as messages a client that waits for nothing leaves no worker thread either."""
+
+    async def main() -> None:
+        async with AsyncOperatorClient("alone", "v1", "memory://", "rpc://") as client:
+            await client.async_call([], {})
+
+    asyncio.run(main())
+    gc.collect()
+    eventually_no_worker()
+
+
+def eventually_no_worker() -> None:
+    """Wait until the worker threads have ended."""
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("sandai-op-worker") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

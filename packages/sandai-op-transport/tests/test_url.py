@@ -8,6 +8,7 @@ import pytest
 
 from sandai.op.models import ConfigurationError
 from sandai.op.transport import Config, resolve
+from sandai.op.transport._amqp_url import tls_options
 from sandai.op.transport._url import RedisAddress, is_redis, scheme_of
 
 
@@ -259,3 +260,47 @@ def test_key_prefix() -> None:
     """The prefix of keys is the option that Celery has."""
     assert parse("redis://h").key_prefix == ""
     assert parse("redis://h", global_keyprefix="p").key_prefix == "p"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://h:canary//", "amqp://u:canary#q@h//", "amqp://[::1//", "amqp://h//;amqp://h:canary"],
+)
+def test_an_amqp_url_that_cannot_be_read(url: str) -> None:
+    """It is refused at once, without a word of what may be a password."""
+    with pytest.raises(ConfigurationError, match="cannot be read") as caught:
+        configured(broker_url=url, result_backend="cache+memory://")
+    assert caught.value.setting == "broker_url"
+    assert "canary" not in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "given", "expected"),
+    [
+        ("", {}, {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "h"}),
+        (
+            "?ssl_ca_certs=/ca.pem&ssl_cert_reqs=CERT_REQUIRED",
+            {},
+            {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "h", "ca_certs": "/ca.pem"},
+        ),
+        ("?ssl_cert_reqs=none", {}, {"cert_reqs": ssl.CERT_NONE}),
+        ("?ssl_check_hostname=false", {}, {"cert_reqs": ssl.CERT_REQUIRED}),
+        ("", {"cert_reqs": ssl.CERT_NONE}, {"cert_reqs": ssl.CERT_NONE}),
+        (
+            "",
+            {"server_hostname": "other"},
+            {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "other"},
+        ),
+        ("", {"context": {}}, {"context": {}}),
+        (";amqps://i//", {}, {"cert_reqs": ssl.CERT_REQUIRED}),
+    ],
+)
+def test_whom_tls_trusts(parameters: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    """By default a certificate that an authority signed for this host; what is said counts."""
+    assert tls_options(f"amqps://u:p@h//{parameters}", given) == expected
+
+
+def test_tls_parameters_are_checked() -> None:
+    """A word that means nothing is refused before anything connects."""
+    with pytest.raises(ConfigurationError, match="ssl_cert_reqs"):
+        configured(broker_url="amqps://h//?ssl_cert_reqs=bogus", result_backend="cache+memory://")

@@ -8,28 +8,26 @@ from kombu.connection import Connection
 from sandai.op.models import redact
 
 from ._amqp_line import AmqpLine
+from ._amqp_url import is_amqp, tls_options
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
 from ._kombu_line import Line
 from ._url import is_redis, scheme_of
 
-_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
-
-
-def is_amqp(url: str) -> bool:
-    """Return whether the broker speaks AMQP."""
-    return scheme_of(url) in _AMQP
-
 
 def bounded_options(url: str, options: Mapping[str, Any], io_timeout: float) -> dict[str, Any]:
-    """Return transport options that bound each operation, under those that are given."""
+    """Return transport options that bound each operation and verify who is at the other end."""
     bounds: dict[str, Any] = {}
     if is_amqp(url):
         bounds = {"confirm_publish": True, "read_timeout": io_timeout, "write_timeout": io_timeout}
     elif is_redis(url):
         bounds = {"socket_timeout": io_timeout, "socket_connect_timeout": io_timeout}
-    return {**bounds, **options}
+    bounds |= options
+    if scheme_of(url) == "amqps":
+        given = bounds.get("ssl")
+        bounds["ssl"] = tls_options(url, given if isinstance(given, Mapping) else {})
+    return bounds
 
 
 def connect(connection: Connection, timeout: float) -> None:

@@ -59,6 +59,10 @@ def check_broker_url(setting: str, url: str, options: Mapping[str, Any]) -> None
 
 
 def _check_transport(setting: str, url: str, kind: str) -> None:
+    from ._amqp_url import check_amqp_url, is_amqp
+
+    if is_amqp(url):
+        check_amqp_url(setting, url)
     try:
         get_transport_cls(kind)
     except ImportError as error:
@@ -104,7 +108,7 @@ def _checked_scheme(setting: str, url: str) -> str:
 
 
 _EXAMPLE = "redis://host:6379/0"
-_ENCODE = "special characters in user and password are written percent-encoded (# as %23)"
+HOW_TO_ENCODE = "special characters in user and password are written percent-encoded (# as %23)"
 
 
 @frozen
@@ -148,7 +152,7 @@ class RedisAddress:
             )
         except ValueError:
             # What the parser says may quote a part of the password.
-            raise ConfigurationError(setting, url, f"cannot be read; {_ENCODE}") from None
+            raise ConfigurationError(setting, url, f"cannot be read; {HOW_TO_ENCODE}") from None
         for host in (parts.hostname, *(host for host, _ in sentinels)):
             _check_host(setting, url, host)
         query = {**parts.query}
@@ -172,7 +176,7 @@ class RedisAddress:
             db=_database(setting, url, db),
             username=parts.username,
             password=parts.password,
-            tls=_tls(setting, url, scheme, said),
+            tls=tls_parameters(setting, url, scheme, said),
             socket_options={
                 name: _socket_option(setting, name, said[name])
                 for name in _SOCKET_OPTIONS
@@ -208,11 +212,16 @@ def _check_host(setting: str, url: str, host: str | None) -> None:
 def _database(setting: str, url: str, value: object) -> int:
     text = str(value).strip("/") or "0"
     if not text.isdecimal():
-        raise ConfigurationError(setting, url, f"the database must be a whole number; {_ENCODE}")
+        raise ConfigurationError(
+            setting, url, f"the database must be a whole number; {HOW_TO_ENCODE}"
+        )
     return int(text)
 
 
-def _tls(setting: str, url: str, scheme: str, said: Mapping[str, Any]) -> dict[str, Any] | None:
+def tls_parameters(
+    setting: str, url: str, scheme: str, said: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the ``ssl_*`` parameters that are *said*, checked; ``None`` without TLS."""
     given = {name: said[name] for name in _TLS_OPTIONS if said.get(name) is not None}
     if scheme != "rediss":
         if given and scheme != "sentinel":
