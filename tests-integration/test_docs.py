@@ -1,0 +1,37 @@
+"""What the pages say of the tests: those that hold a promise are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = re.compile(
+    r"`(?:(?P<package>models|transport|client|aio)/)?(?P<file>test_\w+)::(?P<test>\w+)`"
+)
+"""``test_faults::…`` is of tests-integration, ``client/test_fork::…`` of a package."""
+
+
+@pytest.mark.parametrize("page", ["reliability", "security", "failure-modes"])
+def test_promises_are_held_by_tests_that_exist(page: str) -> None:
+    """Every test that a page names is one that pytest runs."""
+    references = list(REFERENCE.finditer((ROOT / f"docs/{page}.md").read_text("utf-8")))
+    assert references
+    missing = [reference[0] for reference in references if not exists(reference)]
+    assert not missing, missing
+
+
+def exists(reference: re.Match[str]) -> bool:
+    """Look for the test in its file."""
+    package = reference["package"]
+    folder = f"packages/sandai-op-{package}/tests" if package else "tests-integration"
+    path = ROOT / folder / f"{reference['file']}.py"
+    return (
+        path.exists()
+        and re.search(
+            rf"^\s*(?:async )?def {reference['test']}\(", path.read_text("utf-8"), re.MULTILINE
+        )
+        is not None
+    )
