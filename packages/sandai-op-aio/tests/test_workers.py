@@ -1,7 +1,6 @@
 """Brokers and backends that block: Celery's in-memory broker, results in files."""
 
 import asyncio
-import gc
 import logging
 import threading
 import time
@@ -111,13 +110,14 @@ def test_patience() -> None:
 def test_who_only_submits() -> None:
     """With replies as messages a client that waits for nothing leaves no worker thread either."""
 
-    async def main() -> None:
+    async def main() -> AsyncOperatorClient:
         async with AsyncOperatorClient("alone", "v1", "memory://", "rpc://") as client:
             await client.async_call([], {})
+        return client
 
-    asyncio.run(main())
-    gc.collect()
-    eventually_no_worker()
+    client = asyncio.run(main())
+    eventually_no_worker()  # without the help of the collector
+    del client
 
 
 def eventually_no_worker() -> None:
