@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from sandai.op.transport import Outage, TransportError
+from sandai.op.transport import Outage, PushPolicy, TransportError
 
 
 def test_outage(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,3 +58,19 @@ def test_an_outage_that_becomes_a_refusal(caplog: pytest.LogCaptureFixture) -> N
         (True, False),
         (False, True),
     ]
+
+
+def test_records_keep_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that keeps records keeps texts, not what the errors' tracebacks hold."""
+    logger = logging.getLogger("test")
+    outage = Outage("results", logger)
+    policy = PushPolicy(outage, logger, possible=True)
+    error = TransportError("failure")
+    outage.failed(error, 0.0)
+    policy.failed(error, 0.0, took=0.0)
+    policy.failed(error, 0.0, took=0.0)
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert "failure" in record.getMessage()
+        assert isinstance(record.args, tuple)
+        assert {type(value) for value in record.args} == {str}

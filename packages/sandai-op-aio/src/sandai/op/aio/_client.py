@@ -202,7 +202,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         try:
             await self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", error)
+            self._debug("ping failed: %s", str(error))
             return False
         return True
 

@@ -190,7 +190,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         try:
             self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", error)
+            self._debug("ping failed: %s", str(error))
             return False
         return True
 

@@ -41,7 +41,8 @@ class Outage:
         lasts = now - self._since >= _LONGEST_BACKOFF
         if turned or (not self._told and (lasts or now >= self._quiet_until)):
             self._told = True
-            self._logger.warning("%s: %s; trying on", self._what, error)
+            # Its text: a handler that keeps records would keep what the traceback holds.
+            self._logger.warning("%s: %s; trying on", self._what, str(error))
         self._quiet_until = now + _QUIET
         self.error, self._refused = error, self._refused or refused
         self._backoff = min(_LONGEST_BACKOFF, max(_SHORTEST_BACKOFF, self._backoff * 2))

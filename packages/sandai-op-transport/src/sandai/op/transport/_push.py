@@ -194,7 +194,7 @@ class PushSession:
         # Who may not delete may be pushed results all the same; they expire.
         if not self._deletion_refused:
             self._deletion_refused = True
-            logger.warning("read results are not deleted, they expire: %s", error)
+            logger.warning("read results are not deleted, they expire: %s", str(error))
         return []
 
     def _pushed(self, parts: list[Any]) -> list[ResultDocument]:

@@ -58,7 +58,7 @@ class PushPolicy:
         if refusal.for_good:
             self.possible = False
             self._logger.warning(
-                "the result backend does not allow push, polling instead: %s", error
+                "the result backend does not allow push, polling instead: %s", str(error)
             )
             return
         self._failures += 1
@@ -67,4 +67,4 @@ class PushPolicy:
         if self._failures > 1 and not self._told:
             # Reading has worked since: it is push alone that fails.
             self._told = True
-            self._logger.warning("push of results: %s; polling meanwhile, trying on", error)
+            self._logger.warning("push of results: %s; polling meanwhile, trying on", str(error))
