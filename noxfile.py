@@ -259,6 +259,20 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST, default=False)
+def soak(session: nox.Session) -> None:
+    """Break server and network for five minutes, and account for every task."""
+    session.install(*[f"./packages/{name}" for name in DISTRIBUTIONS], *group("integration"))
+    run(
+        session,
+        "pytest",
+        "-s",
+        "tests-integration/test_soak.py",
+        *session.posargs,
+        SOAK_SECONDS="300",
+    )
+
+
+@nox.session(python=OLDEST, default=False)
 def docs(session: nox.Session) -> None:
     """Build the pages into docs/_build, warnings as errors."""
     session.install(*group("docs"))

@@ -123,6 +123,10 @@ class TcpProxy:
         self._entry = entry
         self._run(self._listen())
 
+    def routes(self) -> dict[int, int]:
+        """Map the ports that the server sees to those from which clients connected."""
+        return self._run(self._routes())
+
     def cut(self, how: Cut = Cut.RESET) -> int:
         """End every open connection, on both of its sides; return how many there were."""
         return self._run(self._cut(how))
@@ -177,9 +181,9 @@ class TcpProxy:
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            client, _ = listener.accept()
+            client, address = listener.accept()
             self.accepted += 1
-            link = _Link(self, client)
+            link = _Link(self, client, address[1])
             self._links.add(link)
             link.task.add_done_callback(partial(self._over, link))
 
@@ -187,6 +191,9 @@ class TcpProxy:
         link.close()
         self._links.remove(link)
         self.ended += 1
+
+    async def _routes(self) -> dict[int, int]:
+        return {link.server_port: link.client_port for link in self._links}
 
     async def _cut(self, how: Cut) -> int:
         links = list(self._links)
@@ -204,8 +211,9 @@ class TcpProxy:
 class _Link:
     """A client's connection and its continuation to the server."""
 
-    def __init__(self, proxy: TcpProxy, client: socket.socket) -> None:
+    def __init__(self, proxy: TcpProxy, client: socket.socket, client_port: int) -> None:
         self.swallowed = Way(0)
+        self.client_port = client_port
         self._proxy = proxy
         self._client = client
         self._server = socket.socket()
@@ -216,6 +224,15 @@ class _Link:
         self._last: Way | None = None
         self._loop = asyncio.get_running_loop()
         self.task = self._loop.create_task(self._run())
+
+    @property
+    def server_port(self) -> int:
+        """The port from which this is connected to the server; 0 where it is not."""
+        try:
+            port: int = self._server.getsockname()[1]
+        except OSError:
+            port = 0
+        return port
 
     def cut(self, how: Cut) -> None:
         """End both connections as the peer of each would, or keep both and carry nothing."""

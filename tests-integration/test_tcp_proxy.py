@@ -118,6 +118,17 @@ def test_it_forwards(echo: Echo, proxy: TcpProxy) -> None:
     assert (proxy.accepted, proxy.ended, proxy.cuts) == (2, 2, 0)
 
 
+def test_routes(proxy: TcpProxy) -> None:
+    """The ports of a connection's two ends, as long as it lasts."""
+    with socket.create_server((HOST, 0)) as server:
+        proxy.target = server.getsockname()
+        with connect(proxy) as client:
+            accepted, (_, port) = server.accept()
+            with accepted:
+                assert proxy.routes() == {port: client.getsockname()[1]}
+    eventually(lambda: proxy.routes() == {}, within=2)
+
+
 def test_round_trips(proxy: TcpProxy, client: socket.socket) -> None:
     """A round trip is a request after a reply."""
     before = proxy.round_trips
