@@ -121,6 +121,21 @@ def test_waiting_for_what_was_sent_again(rig: Rig) -> None:
         assert len(list(rig.redis.scan_iter(MARKERS))) <= 2
 
 
+def test_its_result_says_that_it_was_queued(rig: Rig) -> None:
+    """Where no acknowledgement ever comes and the result does, ``sync()`` returns that."""
+    with LightOperator(rig.server.url):
+        client = rig.client(submit_retries=1)
+        client.ping()
+        rig.broker.drop_replies = Cut.RESET
+        assert client.sync([], {"n": 1}, timeout=10) == ([], {"n": 1})
+    rig.broker.heal()
+    client.ping()
+    rig.broker.drop_replies = Cut.RESET
+    with in_time(), pytest.raises(OperatorConnectionError) as caught:
+        client.sync([], {"n": 2}, timeout=10)
+    assert rig.queued() == {caught.value.task_id: 1}
+
+
 @pytest.mark.parametrize("fault", ["full", "replica", "type"])
 def test_a_server_that_refuses(rig: Rig, fault: str) -> None:
     """What the script meets is told as what LPUSH meets is; nothing is queued, no marker left."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from sandai.op.models import OperatorError
+from sandai.op.models import ClientClosedError, OperatorError
 from sandai.op.transport import ResultDocument
 
 from ._turns import call_on
@@ -55,6 +55,12 @@ class Mailbox:
             self.fail(error)
         elif self._overdue:
             self._wake()
+
+    def queued_after_all(self) -> None:
+        """Wait on, whatever was said of the submission: the result is on its way."""
+        self.unsettled = False
+        if not isinstance(self._error, ClientClosedError):
+            self._error = None
 
     async def get(self, deadline: float) -> list[ResultDocument]:
         """

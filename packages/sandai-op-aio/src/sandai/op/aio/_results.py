@@ -9,6 +9,7 @@ from typing import TypeVar
 from sandai.op.models import (
     ClientClosedError,
     ClientPoolTimeoutError,
+    OperatorConnectionError,
     OperatorError,
     TaskTimeoutError,
     protocol,
@@ -111,6 +112,13 @@ class ResultReader:
                         take_back = await submit(mailbox.settled, loop)
                         submit = None  # which holds the message
                     found = await mailbox.get(deadline)
+                except OperatorConnectionError:
+                    # Nobody acknowledged the task. A result that has been taken for us says
+                    # that it was queued all the same, and is told to nobody else.
+                    if hub.unwatch(own, mailbox):
+                        raise
+                    mailbox.queued_after_all()
+                    found = []
                 except BaseException:
                     if take_back is not None:
                         take_back()

@@ -12,6 +12,7 @@ from celery import Celery
 
 from sandai.op.models import (
     ClientClosedError,
+    OperatorConnectionError,
     OperatorError,
     TaskTimeoutError,
     protocol,
@@ -139,13 +140,19 @@ class ResultReader:
                 if submit is not None:
                     submission = submit(mailbox.poke)
                 found = _result(mailbox, deadline, submission)
+            except OperatorConnectionError:
+                # Nobody acknowledged the task. A result that has been taken for us says
+                # that it was queued all the same, and is told to nobody else.
+                if hub.unwatch(own, mailbox):
+                    raise
+                found = _taken(mailbox)
             except BaseException:
                 if submission is not None:
                     submission.withdraw()
                 hub.unwatch(own, mailbox)
                 raise
             if found is None and not hub.unwatch(own, mailbox):
-                found = mailbox.get(math.inf)  # see wait_many()
+                found = _taken(mailbox)  # see wait_many()
         if found is None:
             raise self.late(task_id, timeout)
         return found
@@ -339,6 +346,13 @@ def _result(
         if found is not None:
             submission.succeed()
             return found
+
+
+def _taken(mailbox: Mailbox) -> ResultDocument:
+    """Return the one document that is on its way, whatever else wakes us before."""
+    while (found := mailbox.get(math.inf)) is None:
+        pass  # what the submission had to say
+    return found
 
 
 class _Callback:
