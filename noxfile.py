@@ -226,13 +226,13 @@ def tests(session: nox.Session, distribution: str) -> None:
 
 @nox.session(python=TESTED, name="tests-integration")
 def tests_integration(session: nox.Session) -> None:
-    """Test everything together, against real servers; on newer Pythons what asyncio changes."""
+    """Test everything together, against real servers; on newer Pythons what they change."""
     session.install(*[f"./packages/{name}" for name in DISTRIBUTIONS], *group("integration"))
-    asyncio_tests = [
+    changed_by_python = [
         *sorted(glob("tests-integration/test_aio*.py")),
-        "tests-integration/test_calls.py",
+        *(f"tests-integration/test_{name}.py" for name in ("calls", "forks")),
     ]
-    run_integration(session, *([] if session.python == OLDEST else asyncio_tests))
+    run_integration(session, *([] if session.python == OLDEST else changed_by_python))
 
 
 # The sessions that are run by name
