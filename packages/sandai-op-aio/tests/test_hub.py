@@ -16,8 +16,8 @@ from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, _hub
 from sandai.op.aio._hub import LoopHub
 from sandai.op.aio._looks import looks_of
 from sandai.op.aio._mailbox import Mailbox
-from sandai.op.models import InvalidTaskStatusError
-from sandai.op.transport import RedisBackend, resolve
+from sandai.op.models import InvalidTaskStatusError, OperatorConnectionError
+from sandai.op.transport import RedisBackend, ResultDocument, resolve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -288,6 +288,28 @@ async def test_slow_deletions_hold_back_no_later_result(server: RespServer) -> N
 
 # As of every task that was never begun.
 @pytest.mark.filterwarnings("ignore:coroutine 'Flusher._flush' was never awaited:RuntimeWarning")
+@pytest.mark.asyncio
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_result_that_comes_with_news_of_the_submission(
+    server: RespServer, *, told: bool
+) -> None:
+    """It was taken for this caller, who gets it whatever is said of the submission."""
+    error = OperatorConnectionError("op", "v1", "no answer", "a")
+
+    async def begin(settled: Callable[[Any], object], loop: asyncio.AbstractEventLoop) -> Any:
+        document = ResultDocument("a", "SUCCESS", {"status": "SUCCESS", "result": {}})
+        [waiter] = client._results.hub._table.settle(document)
+        loop.call_later(0.05, waiter.deliver, document)
+        if not told:
+            raise error
+        settled(error)
+        return lambda: None
+
+    async with AsyncOperatorClient("op", "v1", server.url, io_timeout=0.5) as client:
+        document = await client._results.wait("a", 5, delete=False, submit=begin)
+        assert document.task_id == "a"
+
+
 def test_a_loop_closed_before_a_look_began(server: RespServer) -> None:
     """A look that was asked for in a loop's last turn does not keep the closed loop."""
     loop = asyncio.new_event_loop()

@@ -22,9 +22,10 @@ from sandai.op.models import (
 from sandai.op.transport import ResultDocument, Transport, TransportError, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from conftest import FakeBackend
+    from sandai.op.client._submitter import Submission
 
 WAIT = 10.0
 
@@ -152,6 +153,65 @@ def test_a_result_settled_at_the_moment_of_the_timeout_is_returned(
     backend.store("a")
     monkeypatch.setattr(Mailbox, "get", late)
     assert reader.wait("a", 0.01, delete=True).ready
+
+
+class _Submission:
+    """One that says something just as the result is being taken."""
+
+    def __init__(self, taken: threading.Event, say: Callable[[], object]) -> None:
+        self.urgent = self.settled = False
+        self._taken = taken
+        self._say = say
+
+    def pursue(self) -> float:
+        if not self.urgent:
+            return math.inf
+        assert self._taken.wait(WAIT)
+        self._say()
+        self.settled = True
+        return 0.0
+
+    def succeed(self) -> None: ...
+    def withdraw(self) -> None: ...
+
+
+@pytest.mark.parametrize("doubted", [True, False])
+def test_a_result_that_comes_with_news_of_the_submission_is_returned(
+    reader: ResultReader, backend: FakeBackend, *, doubted: bool
+) -> None:
+    """It has been deleted for this caller, who gets it whatever is said of the submission."""
+    taken = threading.Event()
+
+    def deleting(_: Sequence[str]) -> None:
+        taken.set()
+        time.sleep(0.1)
+
+    def begin(wake: Callable[[], object]) -> Submission:
+        def say() -> None:
+            if doubted:
+                raise OperatorConnectionError("op", "v1", "no answer", "a")
+            wake()
+
+        return cast("Submission", _Submission(taken, say))
+
+    backend.on_delete = deleting
+    backend.store("a", {"n": 1})
+    assert reader.wait("a", 0.01, delete=True, submit=begin).reply()["results"] == {"n": 1}
+
+
+def test_a_submission_in_doubt_without_a_result_is_told(reader: ResultReader) -> None:
+    """Then nothing says that it was queued, and the wait leaves the table."""
+    taken = threading.Event()
+    taken.set()
+
+    def say() -> None:
+        raise OperatorConnectionError("op", "v1", "no answer", "a")
+
+    with pytest.raises(OperatorConnectionError):
+        reader.wait(
+            "a", 0.01, delete=True, submit=lambda _: cast("Submission", _Submission(taken, say))
+        )
+    assert reader.hub.statistics().pending == 0
 
 
 def test_no_result_is_lost_to_a_timeout(reader: ResultReader, backend: FakeBackend) -> None:
