@@ -260,13 +260,14 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, default=False)
 def soak(session: nox.Session) -> None:
-    """Break server and network for five minutes, and account for every task."""
+    """Break server and network for five minutes and account for every task; call a million."""
     session.install(*[f"./packages/{name}" for name in DISTRIBUTIONS], *group("integration"))
     run(
         session,
         "pytest",
         "-s",
         "tests-integration/test_soak.py",
+        "tests-integration/test_memory.py",
         *session.posargs,
         SOAK_SECONDS="300",
     )
