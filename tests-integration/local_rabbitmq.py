@@ -16,6 +16,7 @@ from typing import Self
 
 import trustme
 
+from freezing import freeze
 from local_redis import HOST, free_port
 
 START_TIMEOUT = 50.0
@@ -124,7 +125,7 @@ class LocalRabbitMQ:
     def pause(self) -> None:
         """Freeze the node: its sockets stay open and nothing answers."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
         self._paused = True
 
     def resume(self) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from freezing import freeze
+
 HOST = "127.0.0.1"
 STOP_TIMEOUT = 5.0
 """Seconds that a server has to end by itself before it is killed."""
@@ -114,7 +116,7 @@ class LocalRedis:
 
     def pause(self) -> None:
         """Freeze the server: its sockets stay open and nothing answers."""
-        self._running().send_signal(signal.SIGSTOP)
+        freeze(self._running().pid)
         self._paused = True
 
     def resume(self) -> None:
