@@ -81,6 +81,11 @@ class Chaos:
                 proxy.cut()  # those that are silent, too: nobody would ever hear of them
         except BaseException as error:
             self.failure = error
+            self._over.set()
+
+    def last(self, seconds: float) -> None:
+        """Wait for so long, or until something other than what is tested fails."""
+        self._over.wait(seconds)
 
     def _hold(self, longest: float) -> None:
         self._over.wait(self._choice.uniform(0.1, longest))
@@ -102,7 +107,7 @@ class Chaos:
         """Swallow what comes on the open connections; much later they are reset."""
         proxy = self._proxy()
         proxy.black_hole(self._choice.choice(list(Way)))
-        self._hold(3.0)
+        self._hold(2.0)
         proxy.cut()
 
     def delay(self) -> None:

@@ -25,7 +25,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 PRIORITIES = ("high", "normal", "low", "very_low")
-EXPIRY = 86_400
+EXPIRY = 60
+"""Seconds that a result is kept: a server that is restarted has not much to load."""
 BATCH = 200
 TAKEN, NUMBERS = "ledger-operator:taken", "ledger-operator:numbers"
 _TAKE = """

@@ -11,13 +11,11 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import define, field, frozen
-from celery.result import ResultSet
 
-from sandai.op.aio import AsyncOperatorClient, create_async_client
-from sandai.op.client import OperatorClient, create_client
+from colours import Colour
 from sandai.op.models import (
     ClientClosedError,
     ClientPoolTimeoutError,
@@ -26,7 +24,6 @@ from sandai.op.models import (
     TaskTimeoutError,
 )
 
-OPERATOR = "soaked"
 ACQUIRE, IO = 1.0, 0.5
 RETRIES = 3
 WAIT = 3.0
@@ -71,116 +68,6 @@ class Ledger:
             self.refused.add(n)
         else:
             self.doubted[n] = task_id
-
-
-class Colour(Protocol):
-    """How to call a client: the operations are written once, as coroutines."""
-
-    name: str
-
-    def make(self, **settings: Any) -> Any:
-        """Make a client."""
-
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method."""
-
-    async def describe(self, client: Any) -> dict[str, Any]:
-        """Ask for the description."""
-
-    async def state(self, handle: Any) -> str:
-        """Look at the state."""
-
-    async def close(self, client: Any) -> None:
-        """Close."""
-
-    async def get_all(self, handles: Sequence[Any], timeout: float) -> list[Any]:
-        """Wait for all of them together."""
-
-    async def pause(self, seconds: float) -> None:
-        """Do nothing for a while."""
-
-
-class Threads:
-    """The client for threads: nothing is ever suspended."""
-
-    name = "threads"
-
-    def make(self, **settings: Any) -> OperatorClient:
-        """Make a client."""
-        return create_client(OPERATOR, "v1", **settings)
-
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call it."""
-        return function(*args, **kwargs)
-
-    async def describe(self, client: OperatorClient) -> dict[str, Any]:
-        """Read the property."""
-        return client.desc
-
-    async def state(self, handle: Any) -> str:
-        """Read the property."""
-        return str(handle.state)
-
-    async def close(self, client: OperatorClient) -> None:
-        """Close."""
-        client.close()
-
-    async def get_all(self, handles: Sequence[Any], timeout: float) -> list[Any]:
-        """Wait as Celery does."""
-        replies: list[Any] = ResultSet(list(handles)).join(timeout=timeout)
-        return replies
-
-    async def pause(self, seconds: float) -> None:
-        """Sleep."""
-        time.sleep(seconds)  # noqa: ASYNC251  # there is no loop
-
-
-class Loops:
-    """The client for asyncio."""
-
-    name = "loops"
-
-    def make(self, **settings: Any) -> AsyncOperatorClient:
-        """Make a client."""
-        return create_async_client(OPERATOR, "v1", **settings)
-
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Await it."""
-        return await function(*args, **kwargs)
-
-    async def describe(self, client: AsyncOperatorClient) -> dict[str, Any]:
-        """Ask."""
-        return await client.desc()
-
-    async def state(self, handle: Any) -> str:
-        """Look."""
-        return str(await handle.state())
-
-    async def close(self, client: AsyncOperatorClient) -> None:
-        """Close."""
-        await client.aclose()
-
-    async def get_all(self, handles: Sequence[Any], timeout: float) -> list[Any]:
-        """Wait in a coroutine each, and for all of them to end."""
-        waits = (handle.get(timeout=timeout) for handle in handles)
-        ended = await asyncio.gather(*waits, return_exceptions=True)
-        for each in ended:
-            if isinstance(each, BaseException):
-                raise each
-        return list(ended)
-
-    async def pause(self, seconds: float) -> None:
-        """Sleep."""
-        await asyncio.sleep(seconds)
-
-
-def run_without_a_loop(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run what never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("it waits for a loop")
 
 
 @frozen

@@ -19,27 +19,18 @@ from typing import Any
 
 import psutil
 import pytest
-import redis
 
+from budget_watch import BudgetWatch
 from chaos import Chaos
+from colours import OPERATOR, Loops, Threads, run_without_a_loop
 from conftest import JANITOR
 from ledger_operator import TAKEN, LedgerOperator
 from local_redis import HOST, LocalRedis
 from loops import LOOPS, run
 from sandai.op.transport import statistics
-from soaking import (
-    ACQUIRE,
-    IO,
-    OPERATOR,
-    Caller,
-    Clients,
-    Ledger,
-    Loops,
-    Threads,
-    run_without_a_loop,
-)
+from soaking import ACQUIRE, IO, Caller, Clients, Ledger
 from tcp_proxy import TcpProxy
-from watching import BACKEND, BROKER, client_threads, connections, eventually, open_redis
+from watching import client_threads, connections, eventually, open_redis
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 THREADS, COROUTINES = 64, 36
@@ -47,73 +38,7 @@ LIMITS = {"broker": 6, "backend": 6}
 ENDING = 60.0
 """Seconds in which the callers and then the operator must be done, after the last fault."""
 QUEUES = [f"{priority}.{OPERATOR}.v1" for priority in ("high", "normal", "low", "very_low")]
-OPEN = {psutil.CONN_SYN_SENT, psutil.CONN_ESTABLISHED}
 MEGABYTE = 1024 * 1024
-
-
-class Watch:
-    """
-    Count connections while it is entered: those that the server lists, and those held here.
-
-    The server may list connections that were given up long ago and of whose end it has not
-    heard. So one that it lists counts if, afterwards, this process still holds the client's end
-    of it: whatever is counted was there at one time. What is held here counts, too, when the
-    server cannot be asked.
-    """
-
-    def __init__(self, url: str, proxies: dict[str, TcpProxy]) -> None:
-        self.listed = Counter[str]()
-        self.held = Counter[str]()
-        self.over: list[str] = []
-        self.samples = 0
-        self.failure: BaseException | None = None
-        self._url = url
-        self._proxies = proxies
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch")
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def _run(self) -> None:
-        try:
-            with redis.Redis.from_url(self._url, socket_timeout=0.3, retry=None) as redis_client:
-                while not self._over.wait(0.03):
-                    self._look(redis_client)
-        except BaseException as error:
-            self.failure = error
-
-    def _look(self, redis_client: Any) -> None:
-        try:
-            clients = redis_client.client_list()
-        except redis.RedisError:
-            clients = []
-        routes = {side: proxy.routes() for side, proxy in self._proxies.items()}
-        ports = {proxy.port: side for side, proxy in self._proxies.items()}
-        held: dict[str, set[int]] = {side: set() for side in self._proxies}
-        for each in psutil.Process().net_connections("tcp4"):
-            # What was shut down waits for its loop to close it: it is no connection any more.
-            if each.status in OPEN and each.raddr.port in ports:
-                held[ports[each.raddr.port]].add(each.laddr.port)
-        for side, prefix in (("broker", BROKER), ("backend", BACKEND)):
-            ours = [
-                int(client["addr"].rpartition(":")[2])
-                for client in clients
-                if client["name"] == f"{prefix}{os.getpid()}"
-            ]
-            listed = sum(routes[side].get(port) in held[side] for port in ours)
-            self.listed[side] = max(self.listed[side], listed)
-            self.held[side] = max(self.held[side], len(held[side]))
-            if max(listed, len(held[side])) > LIMITS[side]:
-                self.over.append(f"{side}: {listed} of {ours} listed, {sorted(held[side])} held")
-        self.samples += bool(clients)
 
 
 class Soak:
@@ -238,8 +163,8 @@ def test_nothing_is_lost_doubled_or_leaked() -> None:
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(2**32))
     print(f"SOAK_SEED={seed}")
     with nothing_left_behind(), ExitStack() as stack:
-        durable = ("--appendonly", "yes", "--appendfsync", "always")
-        server = stack.enter_context(LocalRedis(*durable))
+        durable = ("--appendonly", "yes", "--appendfsync", "always")  # what is acknowledged is kept
+        server = stack.enter_context(LocalRedis(*durable, start_timeout=ENDING))
         stack.callback(server.kill)
         soak(seed, server, stack)
 
@@ -257,11 +182,11 @@ def soak(seed: int, server: LocalRedis, stack: ExitStack) -> None:
         "pool_acquire_timeout": ACQUIRE,
         "io_timeout": IO,
     }
-    with Soak(seed, settings) as callers, Watch(server.url, proxies) as watch:
+    with Soak(seed, settings) as callers, BudgetWatch(server.url, proxies, LIMITS) as watch:
         with Chaos(seed, server, *proxies.values()) as chaos:
-            time.sleep(SECONDS / 4)
+            chaos.last(SECONDS / 4)
             early = resident()
-            time.sleep(SECONDS * 3 / 4)
+            chaos.last(SECONDS * 3 / 4)
         ledger = callers.stop()
         grown = resident() - early
         with open_redis(server.url) as redis_client:
@@ -277,7 +202,7 @@ def soak(seed: int, server: LocalRedis, stack: ExitStack) -> None:
     assert len(chaos.struck) == chaos.kinds
     assert watch.over == []
     assert all(watch.listed[side] > 1 and watch.held[side] > 1 for side in LIMITS)
-    assert watch.samples > SECONDS
+    assert watch.samples > SECONDS / 2
     assert grown < 64 * MEGABYTE + 400 * len(ids)
     assert not statistics().brokers
     assert not statistics().backends
@@ -317,7 +242,7 @@ def check_tasks(ledger: Ledger, ids: Counter[str], numbers: Counter[int]) -> Non
     assert len(ledger.acknowledged) > 5 * SECONDS
 
 
-def tell(ledger: Ledger, chaos: Chaos, watch: Watch, grown: int, ids: Counter[str]) -> None:
+def tell(ledger: Ledger, chaos: Chaos, watch: BudgetWatch, grown: int, ids: Counter[str]) -> None:
     """Print what happened, for whoever reads of a failure."""
     print(
         f"{len(ids)} executed, {len(ledger.acknowledged)} acknowledged, "
