@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 from kombu.exceptions import ChannelError
 
+from conftest import CreateClient
 from local_rabbitmq import MAX_MESSAGE_SIZE, LocalRabbitMQ
 from local_redis import LocalRedis
 from queues import RabbitQueues
@@ -291,6 +292,28 @@ def test_a_loop_goes_on_while_kombu_publishes(roads: Roads, rabbitmq: LocalRabbi
         assert asyncio.run(main()) < 0.3
     finally:
         rabbitmq.resume()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("how", ["frozen", "short of memory"])
+def test_revoke_is_bounded(
+    rabbitmq: LocalRabbitMQ, roads: Roads, create_client: CreateClient, how: str
+) -> None:
+    """revoke(), which Celery's own code publishes, is tried once and ends in time."""
+    client = create_client("nobody", "v1", **roads.settings, io_timeout=0.5)
+    result = client.async_call([], {})
+    if how == "frozen":
+        rabbitmq.pause()
+    else:
+        rabbitmq.control("set_vm_memory_high_watermark", "0")
+    try:
+        for _ in range(2):
+            with in_time(1.5), pytest.raises(OperatorConnectionError):
+                result.revoke()
+    finally:
+        rabbitmq.resume()
+        rabbitmq.control("set_vm_memory_high_watermark", "0.4")
+    result.revoke()
 
 
 # A broker that refuses

@@ -10,9 +10,11 @@ from celery.app.amqp import AMQP
 from celery.app.utils import Settings
 from celery.loaders.app import AppLoader
 from kombu.exceptions import KombuError
+from kombu.messaging import Producer
 
 from sandai.op.models import OperatorError, redact
 
+from ._amqp_url import is_amqp
 from ._config import BrokerKey, Config
 from ._errors import TransportError
 from ._freeze import thaw
@@ -156,6 +158,8 @@ class _PermittedConnections:
             except OperatorError:
                 raise
             except errors as error:
+                if is_amqp(app.conf.broker_url):
+                    connection.collect()  # which waits for no goodbye
                 told = failure(app.conf.broker_url, error, maybe_done=False)
                 raise app._failed(told) from error
             finally:
@@ -175,6 +179,19 @@ class _PermittedConnections:
         """Nothing is kept open."""
 
 
+class _OneTryProducer(Producer):
+    """
+    A producer that publishes once.
+
+    ``control`` has kombu try again, which it does for good while the broker lets us in
+    and takes nothing; and what it repeats may have been done.
+    """
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["retry"] = False
+        return super().publish(*args, **kwargs)  # type: ignore[no-untyped-call]  # kombu's
+
+
 class _PermittedProducers:
     """The part of kombu's producer pool that Celery uses, without keeping producers."""
 
@@ -185,7 +202,8 @@ class _PermittedProducers:
     @contextmanager
     def acquire(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
         with self._app.pool.acquire() as connection:
-            yield self._app.amqp.Producer(connection, auto_declare=False)
+            producer: Any = _OneTryProducer
+            yield producer(connection, auto_declare=False)
 
 
 def broker_app(key: BrokerKey, **kwargs: Any) -> OperatorApp:
