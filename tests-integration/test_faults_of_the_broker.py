@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socketserver
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -210,6 +212,39 @@ def test_killed_in_the_middle_of_a_command(rig: Rig) -> None:
         rig.server.start()
         handle = client.async_call([], {})
         assert rig.queued() == {handle.task_id: 1}
+
+
+class Loading(socketserver.StreamRequestHandler):
+    """A Redis that loads its data: it lets clients connect, and executes nothing."""
+
+    def handle(self) -> None:
+        """Answer each command."""
+        while head := self.rfile.readline():
+            command = [self._word() for _ in range(int(head[1:]))]
+            queues = command[0] in (b"LPUSH", b"EVAL")
+            self.wfile.write(b"-LOADING Redis is loading\r\n" if queues else b"+OK\r\n")
+
+    def _word(self) -> bytes:
+        return self.rfile.read(int(self.rfile.readline()[1:]) + 2)[:-2]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_server_that_is_loading(rig: Rig, retries: int) -> None:
+    """What it answers so was not queued: no task is in doubt."""
+    with socketserver.ThreadingTCPServer((HOST, 0), Loading) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        rig.broker.target = (HOST, server.server_address[1])
+        client = rig.client(submit_retries=retries)
+        for call in (client.async_call, client.sync):
+            with pytest.raises(OperatorConnectionError, match="loading") as caught:
+                call([], {})
+            assert caught.value.task_id is None
+        for submission in client.batch_submit([([], {}), ([], {})]):
+            assert submission.task_id is None
+        client.close()
+        server.shutdown()
+        serving.join()
 
 
 def test_restarted_empty(rig: Rig) -> None:

@@ -14,8 +14,8 @@ EXPORTS = """
     PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker RedisConnection
     RedisConnector Rendering ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls
     TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable YOUNG
-    client_app close_in_child interrupted pending read_reply ready_responses resolve statistics
-    watch
+    client_app close_in_child interrupted last_reply pending read_reply ready_responses resolve
+    statistics watch
 """
 
 

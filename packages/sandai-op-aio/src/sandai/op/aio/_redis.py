@@ -22,7 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from sandai.op.transport import Command, RedisConnector, close_in_child
+from sandai.op.transport import Command, RedisConnector, close_in_child, last_reply
 
 from ._silence import Silence
 
@@ -166,6 +166,7 @@ class LoopConnection:
                     replies.append(await self.read())
         except (RedisError, OSError) as error:
             self.close()
+            replies += last_reply(error)
             told = redis.TimeoutError("no answer in time") if _timed_out(error) else error
             raise self._connector.failure(told, maybe_done=True) from error
         except BaseException:

@@ -17,7 +17,7 @@ from ._pool import IDLE_SECONDS, ConnectionPool
 from ._push import Health, PushRefused, PushSession, ready_responses
 from ._push_policy import PushPolicy
 from ._readers import HubStatistics
-from ._redis import Command, RedisConnection, RedisConnector, read_reply
+from ._redis import Command, RedisConnection, RedisConnector, last_reply, read_reply
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
 from ._redis_push import MESSAGES_PER_WRITE, Item, Rendering, interrupted
@@ -85,6 +85,7 @@ __all__ = [
     "client_app",
     "close_in_child",
     "interrupted",
+    "last_reply",
     "pending",
     "read_reply",
     "ready_responses",

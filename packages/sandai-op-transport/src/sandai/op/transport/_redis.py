@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import redis
 from attrs import field, frozen
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -219,6 +219,19 @@ def read_reply(connection: RedisConnection, *, push_request: bool = False) -> An
         return error
 
 
+class ServerLoading(ResponseError):
+    """The reply of a server that is loading its data, and executes nothing yet."""
+
+
+def last_reply(error: Exception) -> list[ResponseError]:
+    """
+    Return the error reply, if any, for which redis-py ended the connection.
+
+    It belongs to one command; those that were sent with it have no reply.
+    """
+    return [ServerLoading(str(error))] if isinstance(error, BusyLoadingError) else []
+
+
 def execute(
     connector: RedisConnector,
     connection: RedisConnection,
@@ -241,5 +254,6 @@ def execute(
             replies.append(read_reply(connection))
     except (RedisError, OSError) as error:
         connection.disconnect()
+        replies += last_reply(error)
         raise connector.failure(error, maybe_done=True) from error
     return replies
