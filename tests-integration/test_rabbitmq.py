@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -409,24 +411,31 @@ def test_many_threads_on_few_connections(
     """Thirty-two callers on four connections: each task is confirmed and there, once."""
     client: Any = world.client("nobody", broker_pool_limit=4)
     ids: list[str] = []
+    seen = threading.Event()
 
     def work(_: int) -> None:
-        ids.extend(submitted(client) for _ in range(25))
+        turns = 0
+        while turns < 20 or not seen.is_set():
+            ids.append(submitted(client))
+            turns += 1
 
-    most, shown = 0, 0
     with at_once(32, work) as calls:
+        try:
+            eventually(lambda: sockets(rabbitmq) >= 2, within=20)
+            shown = len(rabbitmq.control("list_connections", "pid", "--no-table-headers").split())
+            most = max(sockets(rabbitmq) for _ in range(20))
+        finally:
+            seen.set()
         while not all(call.done() for call in calls):
             most = max(most, sockets(rabbitmq))
-            if len(ids) > 100 and not shown:
-                shown = len(rabbitmq.control("list_connections", "pid", "--silent").split())
         for call in calls:
             call.result()
-    assert 2 <= most <= 4
+    assert most <= 4
     assert 1 <= shown <= 4
     assert sorted(ids_in(queues)) == sorted(ids)
-    assert len(set(ids)) == 32 * 25
+    assert len(set(ids)) == len(ids) >= 32 * 20
     broker, _ = client.client.statistics()
-    assert broker.sent == 32 * 25
+    assert broker.sent == len(ids)
     assert broker.connections.in_use == 0
 
 
@@ -435,8 +444,11 @@ def test_killed_and_started_again(
     world: AnyWorld, rabbitmq: LocalRabbitMQ, queues: RabbitQueues
 ) -> None:
     """A broker that dies under eight callers: what was confirmed is there, nothing twice."""
-    client = world.client("nobody", io_timeout=0.5)
-    queues.declare(QUEUE)
+    # A name of its own: what kill -9 leaves on the disk may be of an earlier queue of that name.
+    name = f"mortal-{uuid4().hex}"
+    queue = f"normal.{name}.v1"
+    client = world.client(name, io_timeout=2.0)
+    queues.declare(queue)
     queued: list[str] = []
     doubtful: list[str] = []
     refusals = 0
@@ -464,7 +476,8 @@ def test_killed_and_started_again(
         back = True
         for call in calls:
             call.result(timeout=30)
-    found = ids_in(queues)
+    found = ids_in(queues, queue)
+    queues.delete(queue)
     assert len(found) == len(set(found))
     assert set(queued) <= set(found) <= {*queued, *doubtful}
     assert len(doubtful) <= 8
