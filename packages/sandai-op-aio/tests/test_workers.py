@@ -103,8 +103,10 @@ def test_patience() -> None:
         go.set()
         assert await first == 5
         assert len(made) == 1
+        workers.close()
 
     asyncio.run(main())
+    eventually_no_worker()
 
 
 def test_who_only_submits() -> None:
