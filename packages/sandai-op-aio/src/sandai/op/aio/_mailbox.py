@@ -66,11 +66,16 @@ class Mailbox:
         """
         Return the documents that have come; none at *deadline* (``time.monotonic()``).
 
-        Raises what :meth:`fail` was given, once what had come is taken.
+        Raises what :meth:`fail` was given, once, when what had come is taken.
         """
         while not self._documents:
-            if self._error is not None:
-                raise self._error
+            error, self._error = self._error, None
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    # Else its traceback, with the hub in it, stays until the collector comes.
+                    del error
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 if not self.unsettled:

@@ -130,9 +130,13 @@ class ResultReader:
                 self._mailboxes.discard(mailbox)
         if found:
             return found[0]
+        raise self._late(task_id, timeout)
+
+    def _late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+        # Made here: a frame that raises what it holds is kept, until the collector comes.
         error = TaskTimeoutError(task_id, timeout)
         error.__cause__ = self.failure
-        raise error
+        return error
 
     async def wait_many(
         self,

@@ -41,7 +41,11 @@ class Mailbox:
         except Empty:
             return None
         if isinstance(item, Exception):
-            raise item
+            try:
+                raise item
+            finally:
+                # Else its traceback, with the hub in it, stays until the collector comes.
+                del item
         return item
 
 
