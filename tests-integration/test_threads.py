@@ -140,6 +140,8 @@ import os, signal, sys, threading, time
 from sandai.op.client import create_client
 from sandai.op.transport import statistics
 
+# A background job of a shell is started with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 client = create_client("nobody", "v1", broker_url=sys.argv[1])
 threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 began = time.monotonic()
