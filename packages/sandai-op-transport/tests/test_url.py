@@ -9,7 +9,8 @@ import pytest
 from sandai.op.models import ConfigurationError
 from sandai.op.transport import Config, resolve
 from sandai.op.transport._amqp_url import tls_options
-from sandai.op.transport._url import RedisAddress, is_redis, scheme_of
+from sandai.op.transport._url import RedisAddress, is_redis
+from sandai.op.transport._url_parts import scheme_of
 
 
 def parse(url: str, **options: Any) -> RedisAddress:

@@ -1,9 +1,7 @@
 """Waiting for results in a thread: one, many, or a single look."""
 
-import logging
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
@@ -27,6 +25,7 @@ from sandai.op.transport import (
     pending,
 )
 
+from ._callbacks import Callbacks
 from ._handle import BoundedBackend, OperatorAsyncResult
 from ._hub import ResultHub
 from ._mailbox import Mailbox, deadline_after
@@ -35,7 +34,6 @@ from ._submitter import Submission
 
 R = TypeVar("R")
 
-logger = logging.getLogger("sandai.op.client")
 
 _LOOK_KEYS = 1000
 
@@ -58,7 +56,7 @@ class ResultReader:
         # No lock: adding, discarding and copying are atomic, and a lock might
         # be held for good in a forked child.
         self._mailboxes: set[Mailbox] = set()
-        self._callbacks: set[_Callback] = set()
+        self._callbacks = Callbacks()
         self._closed = False
 
     @property
@@ -256,24 +254,14 @@ class ResultReader:
 
         With a *keeper* only as long as that object lives; it is held weakly.
         """
-        hub = self.hub
-        waiter = _Callback(hub, protocol.check_task_id(task_id), callback, self._callbacks)
-        self._callbacks.add(waiter)
-        if keeper is not None:
-
-            def gone(_: object) -> None:
-                # In a finalizer: no lock, no I/O.
-                self._callbacks.discard(waiter)
-                hub.unwatch_later([task_id], waiter)
-
-            waiter.keeper = weakref.ref(keeper, gone)
+        waiter = self._callbacks.add(self.hub, protocol.check_task_id(task_id), callback, keeper)
         try:
             self.check_open()
-            hub.watch([task_id], waiter, delete=False)
+            waiter.hub.watch([task_id], waiter, delete=False)
             # After adding: close() either finds the callback or is seen here.
             self.check_open()
         except BaseException:
-            self._drop(waiter)
+            self._callbacks.drop(waiter)
             raise
 
     def check_open(self) -> None:
@@ -284,8 +272,7 @@ class ResultReader:
     def close(self) -> None:
         """End every wait of this client; callbacks are not called any more."""
         self.end_waits()
-        for waiter in list(self._callbacks):
-            self._drop(waiter)
+        self._callbacks.drop_all()
 
     def end_waits(self) -> None:
         """End waits with :class:`ClientClosedError`; takes no lock and does no I/O."""
@@ -311,10 +298,6 @@ class ResultReader:
             with suppress(OperatorError):
                 self.forget([document.task_id for document in ready])
         yield from ready
-
-    def _drop(self, waiter: "_Callback") -> None:
-        self._callbacks.discard(waiter)
-        waiter.hub.unwatch([waiter.task_id], waiter)
 
     def _guarded(self, call: Callable[..., R], task_ids: Sequence[str]) -> R:
         try:
@@ -353,28 +336,3 @@ def _taken(mailbox: Mailbox) -> ResultDocument:
     while (found := mailbox.get(math.inf)) is None:
         pass  # what the submission had to say
     return found
-
-
-class _Callback:
-    """A waiter that calls a function, and leaves *callbacks* then."""
-
-    def __init__(
-        self,
-        hub: ResultHub,
-        task_id: str,
-        function: Callable[[ResultDocument], None],
-        callbacks: "set[_Callback]",
-    ) -> None:
-        self.hub = hub
-        self.task_id = task_id
-        self._function = function
-        self._callbacks = callbacks
-        self.keeper: object = None
-
-    def deliver(self, document: ResultDocument) -> None:
-        self._callbacks.discard(self)
-        try:
-            self._function(document)
-        except BaseException:
-            # Even SystemExit: the thread is the hub's, the others wait on it.
-            logger.exception("a callback for task %s failed", self.task_id)

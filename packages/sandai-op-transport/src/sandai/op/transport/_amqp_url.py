@@ -8,7 +8,7 @@ from kombu.utils.url import url_to_parts
 
 from sandai.op.models import ConfigurationError
 
-from ._url import HOW_TO_ENCODE, scheme_of, tls_parameters
+from ._url_parts import HOW_TO_ENCODE, scheme_of, tls_parameters
 
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 

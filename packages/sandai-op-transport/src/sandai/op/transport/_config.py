@@ -6,26 +6,35 @@ default. The environment is an argument of :func:`resolve`; nothing reads it on
 import.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from attrs import field, frozen
 
-from sandai.op.models import ConfigurationError, Priority, protocol, queue_name, redact, task_name
+from sandai.op.models import Priority, protocol, queue_name, redact, task_name
 
 from ._freeze import Frozen, freeze, thaw
 from ._serializers import check_serializer, serializer_names
-from ._url import check_backend_url, check_broker_url, scheme_of
+from ._url import check_backend_url, check_broker_url
+from ._url_parts import scheme_of
+from ._values import (
+    as_boolean,
+    as_count,
+    as_duration,
+    as_name,
+    as_optional_text,
+    as_positive_duration,
+    as_retries,
+    as_scope,
+    as_text,
+    as_url,
+)
 
 DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_TIMEOUT = 28800
 Scope = Literal["operator", "process"]
-_LONGEST = 31_536_000  # seconds; clocks and sockets do not take just any number
 
-_MOST_RETRIES = 100
 _PREFIX = "SANDAI_OPERATOR_"
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
 @frozen
@@ -183,52 +192,54 @@ def resolve(
     broker_options = freeze("broker_transport_options", broker_transport_options)
     backend_options = freeze("result_backend_transport_options", result_backend_transport_options)
     accepted = serializer_names("accept_content", accept_content)
-    own, wire = read("task_serializer", "CELERY_TASK_SERIALIZER", task_serializer, _text, "msgpack")
+    own, wire = read(
+        "task_serializer", "CELERY_TASK_SERIALIZER", task_serializer, as_text, "msgpack"
+    )
     check_serializer(own, wire, accepted)
     own, stored = read(
-        "result_serializer", "CELERY_RESULT_SERIALIZER", result_serializer, _text, "json"
+        "result_serializer", "CELERY_RESULT_SERIALIZER", result_serializer, as_text, "json"
     )
     check_serializer(own, stored, accepted)
     check_broker_url(*url, thaw(broker_options))
     check_backend_url(*backend_url, thaw(backend_options), accepted)
     return Config(
-        operator_name=_name("operator_name", operator_name),
-        operator_version=_name("operator_version", operator_version),
+        operator_name=as_name("operator_name", operator_name),
+        operator_version=as_name("operator_version", operator_version),
         broker_url=url[1],
         result_backend=backend_url[1],
         timeout=protocol.check_timeout(timeout) or None,
-        debug=_boolean("debug", debug),
+        debug=as_boolean("debug", debug),
         priority=Priority.parse(priority).value,
-        cancel_key=_optional_text("cancel_key", cancel_key),
+        cancel_key=as_optional_text("cancel_key", cancel_key),
         auto_forget_result=read(
-            "auto_forget_result", "AUTO_FORGET_RESULT", auto_forget_result, _boolean, True
+            "auto_forget_result", "AUTO_FORGET_RESULT", auto_forget_result, as_boolean, True
         )[1],
         task_serializer=wire,
         result_serializer=stored,
         accept_content=accepted,
         broker_pool_limit=read(
-            "broker_pool_limit", "BROKER_POOL_LIMIT", broker_pool_limit, _count, 8
+            "broker_pool_limit", "BROKER_POOL_LIMIT", broker_pool_limit, as_count, 8
         )[1],
         backend_pool_limit=read(
-            "backend_pool_limit", "BACKEND_POOL_LIMIT", backend_pool_limit, _count, 8
+            "backend_pool_limit", "BACKEND_POOL_LIMIT", backend_pool_limit, as_count, 8
         )[1],
         backend_poll_concurrency=read(
             "backend_poll_concurrency",
             "BACKEND_POLL_CONCURRENCY",
             backend_poll_concurrency,
-            _count,
+            as_count,
             4,
         )[1],
         pool_acquire_timeout=read(
-            "pool_acquire_timeout", "POOL_ACQUIRE_TIMEOUT", pool_acquire_timeout, _duration, 30.0
+            "pool_acquire_timeout", "POOL_ACQUIRE_TIMEOUT", pool_acquire_timeout, as_duration, 30.0
         )[1],
-        io_timeout=_positive_duration("io_timeout", io_timeout),
-        submit_retries=read("submit_retries", "SUBMIT_RETRIES", submit_retries, _retries, 0)[1],
+        io_timeout=as_positive_duration("io_timeout", io_timeout),
+        submit_retries=read("submit_retries", "SUBMIT_RETRIES", submit_retries, as_retries, 0)[1],
         shared_transport_scope=read(
             "shared_transport_scope",
             "SHARED_TRANSPORT_SCOPE",
             shared_transport_scope,
-            _scope,
+            as_scope,
             "operator",
         )[1],
         broker_options=broker_options,
@@ -262,105 +273,9 @@ class _Reader:
 def _urls(
     read: _Reader, broker_url: str | None, result_backend: str | None
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    broker = read("broker_url", "CELERY_BROKER_URL", broker_url or None, _url, DEFAULT_URL)
+    broker = read("broker_url", "CELERY_BROKER_URL", broker_url or None, as_url, DEFAULT_URL)
     if broker_url and not result_backend:
         # The environment's backend belongs to the environment's broker.
         return broker, ("result_backend", broker[1])
-    backend = read("result_backend", "CELERY_RESULT_BACKEND", result_backend or None, _url, None)
+    backend = read("result_backend", "CELERY_RESULT_BACKEND", result_backend or None, as_url, None)
     return broker, (backend if backend[1] is not None else ("result_backend", broker[1]))
-
-
-def _text(setting: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(setting, value, "must be a non-empty string")
-    return value.strip()
-
-
-def _url(setting: str, value: object) -> str:
-    # kombu and Celery look schemes up as they are written.
-    scheme, separator, rest = _text(setting, value).partition("://")
-    return (scheme.lower() if separator else scheme) + separator + rest
-
-
-def _optional_text(setting: str, value: object) -> str | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise ConfigurationError(setting, value, "must be a string")
-    return value  # as it is: the operator compares it
-
-
-def _name(setting: str, value: object) -> str:
-    text = _text(setting, value)
-    if text != value or any(
-        character.isspace() or not character.isprintable() for character in text
-    ):
-        raise ConfigurationError(
-            setting, value, "must be a name without white space; it is part of the queue's name"
-        )
-    return text
-
-
-def _count(setting: str, value: object) -> int:
-    number = _whole(setting, value)
-    if number < 1:
-        raise ConfigurationError(setting, value, "must be at least 1")
-    return number
-
-
-def _retries(setting: str, value: object) -> int:
-    number = _whole(setting, value)
-    if not 0 <= number <= _MOST_RETRIES:
-        raise ConfigurationError(setting, value, f"must be from 0 to {_MOST_RETRIES}")
-    return number
-
-
-def _whole(setting: str, value: object) -> int:
-    if isinstance(value, str):
-        try:
-            value = int(value)
-        except ValueError:
-            raise ConfigurationError(setting, value, "must be a whole number") from None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(setting, value, "must be a whole number")
-    return value
-
-
-def _duration(setting: str, value: object) -> float:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ConfigurationError(setting, value, "must be a number of seconds") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigurationError(setting, value, "must be a finite number of seconds")
-    if value < 0:
-        raise ConfigurationError(setting, value, "must be at least 0 seconds")
-    if value > _LONGEST:
-        raise ConfigurationError(setting, value, f"must be at most {_LONGEST} seconds (a year)")
-    return float(value)
-
-
-def _positive_duration(setting: str, value: object) -> float:
-    seconds = _duration(setting, value)
-    if seconds == 0:
-        raise ConfigurationError(setting, value, "must be more than 0 seconds")
-    return seconds
-
-
-def _boolean(setting: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _TRUE:
-        return True
-    if isinstance(value, str) and value.lower() in _FALSE:
-        return False
-    raise ConfigurationError(
-        setting, value, "must be one of 1/true/yes/on or 0/false/no/off (or a bool)"
-    )
-
-
-def _scope(setting: str, value: object) -> str:
-    if value not in ("operator", "process"):
-        raise ConfigurationError(setting, value, "must be 'operator' or 'process'")
-    return str(value)

@@ -13,7 +13,8 @@ from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
 from ._kombu_line import Line
-from ._url import is_redis, scheme_of
+from ._url import is_redis
+from ._url_parts import scheme_of
 
 
 def bounded_options(url: str, options: Mapping[str, Any], io_timeout: float) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Broker and backend URLs: which are accepted, and what a Redis URL says."""
 
 import codecs
-import ssl
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from attrs import field, frozen
 from celery.app.backends import BACKEND_ALIASES
@@ -13,30 +11,14 @@ from kombu.utils.url import url_to_parts
 
 from sandai.op.models import ConfigurationError
 
+from ._amqp_url import check_amqp_url, is_amqp
+from ._url_parts import HOW_TO_ENCODE, TRUE, scheme_of, tls_parameters
+
 REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
 _TRANSPORTS = frozenset(name.lower() for name in TRANSPORT_ALIASES)
 #: Celery's database backend reads pickles, whatever the serializer.
 _PICKLING = frozenset({"db", "database"})
-_CERT_REQS = {
-    "required": ssl.CERT_REQUIRED,
-    "optional": ssl.CERT_OPTIONAL,
-    "none": ssl.CERT_NONE,
-}
-_TLS_OPTIONS = (
-    "ssl_ca_certs",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_cert_reqs",
-    "ssl_check_hostname",
-)
 _SOCKET_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive")
-_TRUE = frozenset({"1", "true", "yes", "on"})
-
-
-def scheme_of(url: str) -> str:
-    """Return a URL's scheme in lower case, ``""`` without one."""
-    scheme, separator, _ = url.partition("://")
-    return scheme.lower() if separator else ""
 
 
 def is_redis(url: str) -> bool:
@@ -59,8 +41,6 @@ def check_broker_url(setting: str, url: str, options: Mapping[str, Any]) -> None
 
 
 def _check_transport(setting: str, url: str, kind: str) -> None:
-    from ._amqp_url import check_amqp_url, is_amqp
-
     if is_amqp(url):
         check_amqp_url(setting, url)
     try:
@@ -108,7 +88,6 @@ def _checked_scheme(setting: str, url: str) -> str:
 
 
 _EXAMPLE = "redis://host:6379/0"
-HOW_TO_ENCODE = "special characters in user and password are written percent-encoded (# as %23)"
 
 
 @frozen
@@ -218,38 +197,9 @@ def _database(setting: str, url: str, value: object) -> int:
     return int(text)
 
 
-def tls_parameters(
-    setting: str, url: str, scheme: str, said: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return the ``ssl_*`` parameters that are *said*, checked; ``None`` without TLS."""
-    given = {name: said[name] for name in _TLS_OPTIONS if said.get(name) is not None}
-    if scheme != "rediss":
-        if given and scheme != "sentinel":
-            raise ConfigurationError(
-                setting, url, f"{', '.join(given)} belongs to TLS: use the scheme rediss://"
-            )
-        if not given:
-            return None
-    tls = {name: unquote(v) if isinstance(v, str) else v for name, v in given.items()}
-    required = tls.get("ssl_cert_reqs", "required")
-    if isinstance(required, str):
-        word = required.lower().removeprefix("cert_")
-        if word not in _CERT_REQS:
-            raise ConfigurationError(
-                setting, url, f"ssl_cert_reqs={required!r} must be required, optional or none"
-            )
-        required = _CERT_REQS[word]
-    tls["ssl_cert_reqs"] = required
-    hostname = tls.get("ssl_check_hostname", required == ssl.CERT_REQUIRED)
-    tls["ssl_check_hostname"] = (
-        hostname.lower() in _TRUE if isinstance(hostname, str) else bool(hostname)
-    )
-    return tls
-
-
 def _socket_option(setting: str, name: str, value: Any) -> Any:
     if name == "socket_keepalive":
-        return value.lower() in _TRUE if isinstance(value, str) else bool(value)
+        return value.lower() in TRUE if isinstance(value, str) else bool(value)
     try:
         seconds = float(value)
     except (TypeError, ValueError):
