@@ -83,6 +83,10 @@ def test_the_constructor_is_the_contracts() -> None:
         "broker_transport_options": None,
         "result_backend_transport_options": None,
         "submit_retries": None,
+        "cancel_on_timeout": None,
+        "validate_options": None,
+        "tracing": None,
+        "metrics": None,
     }
     parameters = list(inspect.signature(OperatorClient).parameters.values())
     defaults = [(each.name, each.default) for each in parameters]

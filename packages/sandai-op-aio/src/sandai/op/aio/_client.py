@@ -85,6 +85,10 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         broker_transport_options: Mapping[str, Any] | None = None,
         result_backend_transport_options: Mapping[str, Any] | None = None,
         submit_retries: int | None = None,
+        cancel_on_timeout: bool | None = None,
+        validate_options: bool | None = None,
+        tracing: bool | None = None,
+        metrics: bool | None = None,
     ) -> None:
         self.config = resolve(
             operator_name,
@@ -109,6 +113,10 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             broker_transport_options=broker_transport_options,
             result_backend_transport_options=result_backend_transport_options,
             submit_retries=submit_retries,
+            cancel_on_timeout=cancel_on_timeout,
+            validate_options=validate_options,
+            tracing=tracing,
+            metrics=metrics,
         )
         self._transport = Transport(self.config)
         self._results = ResultReader(self.config, self._transport)

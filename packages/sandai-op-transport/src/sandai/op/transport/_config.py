@@ -64,6 +64,10 @@ class Config:
     pool_acquire_timeout: float
     io_timeout: float
     submit_retries: int
+    cancel_on_timeout: bool
+    validate_options: bool
+    tracing: bool
+    metrics: bool
     shared_transport_scope: Scope
     _broker_options: Frozen = field(repr=False)
     _backend_options: Frozen = field(repr=False)
@@ -176,6 +180,10 @@ def resolve(
     pool_acquire_timeout: float | None = None,
     io_timeout: float = 5.0,
     submit_retries: int | None = None,
+    cancel_on_timeout: bool | None = None,
+    validate_options: bool | None = None,
+    tracing: bool | None = None,
+    metrics: bool | None = None,
     shared_transport_scope: str | None = None,
     broker_transport_options: Mapping[str, Any] | None = None,
     result_backend_transport_options: Mapping[str, Any] | None = None,
@@ -235,6 +243,14 @@ def resolve(
         )[1],
         io_timeout=as_positive_duration("io_timeout", io_timeout),
         submit_retries=read("submit_retries", "SUBMIT_RETRIES", submit_retries, as_retries, 0)[1],
+        cancel_on_timeout=read(
+            "cancel_on_timeout", "CANCEL_ON_TIMEOUT", cancel_on_timeout, as_boolean, False
+        )[1],
+        validate_options=read(
+            "validate_options", "VALIDATE_OPTIONS", validate_options, as_boolean, False
+        )[1],
+        tracing=read("tracing", "TRACING", tracing, as_boolean, False)[1],
+        metrics=read("metrics", "METRICS", metrics, as_boolean, False)[1],
         shared_transport_scope=read(
             "shared_transport_scope",
             "SHARED_TRANSPORT_SCOPE",

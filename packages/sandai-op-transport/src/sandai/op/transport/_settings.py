@@ -25,6 +25,10 @@ class ClientArguments(TypedDict, total=False):
     pool_acquire_timeout: float | None
     io_timeout: float
     submit_retries: int | None
+    cancel_on_timeout: bool | None
+    validate_options: bool | None
+    tracing: bool | None
+    metrics: bool | None
     shared_transport_scope: str | None
     broker_transport_options: Mapping[str, Any] | None
     result_backend_transport_options: Mapping[str, Any] | None
