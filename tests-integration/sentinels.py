@@ -104,11 +104,13 @@ class Sentinels:
 
     def _ready(self, sentinel: Any) -> bool:
         try:
-            state = sentinel.sentinel_master(MASTER)
-        except redis.ConnectionError:
+            # Not sentinel_master(), which redis-py 6.4 cannot parse.
+            peers = sentinel.execute_command("SENTINEL", "SENTINELS", MASTER)
+            replicas = sentinel.execute_command("SENTINEL", "REPLICAS", MASTER)
+        except (redis.ConnectionError, redis.ResponseError):
             return False
         others = len(self.ports) - 1
-        return bool(state["num-other-sentinels"] == others and state["num-slaves"] == 1)
+        return (len(peers), len(replicas)) == (others, 1)
 
     def _end(self) -> None:
         for process in self._processes:
