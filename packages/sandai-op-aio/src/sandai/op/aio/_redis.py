@@ -250,10 +250,29 @@ async def open_connection(
 def _build(connector: RedisConnector, host: str, port: int, protocol: int, timeout: float) -> Any:
     kwargs = connector.connection_kwargs(protocol, timeout)
     kwargs["retry"] = Retry(NoBackoff(), 0)
+    if connector.address.world is not None:
+        return _InProcessConnection(connector, **kwargs)
     if connector.address.path is not None:
         return UnixDomainSocketConnection(path=connector.address.path, **kwargs)
     build = Connection if connector.address.tls is None else SSLConnection
     return build(host=host, port=port, **kwargs)
+
+
+class _InProcessConnection(UnixDomainSocketConnection):
+    """redis-py's connection, whose other end is in this process."""
+
+    def __init__(self, connector: RedisConnector, **kwargs: Any) -> None:
+        super().__init__(path=connector.address.label, **kwargs)
+        self._connector = connector
+
+    async def _connect(self) -> None:
+        sock = self._connector.in_process()
+        try:
+            self._reader, self._writer = await asyncio.open_connection(sock=sock)
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
 
 
 async def _connect(connection: Any, limit: float, opening: Callable[[Twin], object]) -> Twin:

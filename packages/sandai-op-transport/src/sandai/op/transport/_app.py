@@ -72,7 +72,8 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
     Celery's own calls on it (``control``, ``send_task``) open a connection for
     the call, under *permit*, so that they too stay within the broker's budget.
     *make_backend* replaces the result backend that Celery would choose,
-    *result_cls* its ``AsyncResult``; *failed* makes the caller's error of a broker
+    *result_cls* its ``AsyncResult``; *in_process* says that workers are fakes on
+    ``memory://``, which ``control`` reaches directly; *failed* makes the caller's error of a broker
     that fails in such a call.
     """
 
@@ -85,6 +86,7 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
         permit: Permit = nullcontext,
         make_backend: Callable[[Celery], Any] | None = None,
         result_cls: type | None = None,
+        in_process: bool = False,
         failed: Callable[[TransportError], OperatorError] = lambda error: error,
     ) -> None:
         super().__init__(
@@ -104,6 +106,9 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
         if result_cls is not None:
             self.AsyncResult = self.subclass_with_self(result_cls)
         self._failed = failed
+        self._in_process = in_process
+        if in_process:
+            self.control_cls = "sandai.op.transport.testing._control:MemoryControl"
 
     @property
     def thread_oid(self) -> Any:
@@ -131,6 +136,20 @@ class OperatorApp(Celery):  # type: ignore[misc]  # Celery is untyped
 
     default_producer = producer_or_acquire
 
+    @contextmanager
+    def reaching_in_process(
+        self, connect: Callable[[], AbstractContextManager[object]]
+    ) -> Iterator[None]:
+        """Hold a permit and a connection to ``memory://``, as any call of Celery's does."""
+        with self._permit():
+            try:
+                connection = connect()
+            except OSError as error:
+                told = failure(self.conf.broker_url, error, maybe_done=False)
+                raise self._failed(told) from error
+            with connection:
+                yield
+
     def _get_backend(self) -> Any:
         return super()._get_backend() if self._make_backend is None else self._make_backend(self)
 
@@ -144,6 +163,9 @@ class _PermittedConnections:
     @contextmanager
     def acquire(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
         app = self._app
+        if app._in_process:
+            # kombu's transport of that name would take the message, and nobody get it.
+            raise app._failed(TransportError("memory:// carries the client's own tasks alone"))
         if (held := getattr(app._held, "connection", None)) is not None:
             # ``control`` asks for a producer while it holds a connection: a second permit
             # would deadlock against its own first.
@@ -225,7 +247,7 @@ def client_app(config: Config, **kwargs: Any) -> OperatorApp:
     def failed(error: TransportError) -> OperatorError:
         return error.for_operator(config.operator_name, config.operator_version)
 
-    return OperatorApp(settings, failed=failed, **kwargs)
+    return OperatorApp(settings, failed=failed, in_process=config.in_process, **kwargs)
 
 
 def _broker_settings(key: BrokerKey) -> dict[str, Any]:

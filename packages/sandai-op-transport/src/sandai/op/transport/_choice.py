@@ -10,6 +10,7 @@ from ._broker import Broker
 from ._celery_backend import CeleryBackend
 from ._config import BackendKey, BrokerKey
 from ._kombu_broker import KombuBroker
+from ._memory import is_memory
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
 from ._rpc_backend import RpcBackend
@@ -18,11 +19,11 @@ from ._url import is_redis
 
 def open_broker(key: BrokerKey) -> Broker:
     """Return a broker for a sharing key; nothing is connected yet."""
-    return (RedisBroker if is_redis(key.broker_url) else KombuBroker)(key)
+    return (RedisBroker if key.in_process or is_redis(key.broker_url) else KombuBroker)(key)
 
 
 def open_backend(key: BackendKey) -> Backend:
     """Return a backend for a sharing key; nothing is connected yet."""
-    if is_redis(key.result_backend):
+    if is_memory(key.result_backend) or is_redis(key.result_backend):
         return RedisBackend(key)
     return CeleryBackend(key) if key.broker is None else RpcBackend(key)

@@ -14,8 +14,9 @@ from attrs import field, frozen
 from sandai.op.models import Priority, protocol, queue_name, redact, task_name
 
 from ._freeze import Frozen, freeze, thaw
+from ._memory import in_process, is_memory
 from ._serializers import check_serializer, serializer_names
-from ._url import check_backend_url, check_broker_url
+from ._url import RedisAddress, check_backend_url, check_broker_url
 from ._url_parts import scheme_of
 from ._values import (
     as_boolean,
@@ -96,6 +97,11 @@ class Config:
         return dict(thaw(self._backend_options))
 
     @property
+    def in_process(self) -> bool:
+        """Whether broker and result backend are in this process: ``memory://``, both of them."""
+        return is_memory(self.result_backend)
+
+    @property
     def broker_key(self) -> "BrokerKey":
         """What two clients have in common when they share a broker."""
         return BrokerKey(
@@ -106,6 +112,7 @@ class Config:
             frozenset(self.accept_content),
             self._broker_options,
             self.io_timeout,
+            self.in_process,
         )
 
     @property
@@ -142,6 +149,8 @@ class BrokerKey:
     accept_content: frozenset[str]
     transport_options: Frozen = field(repr=False)
     io_timeout: float
+    #: ``memory://`` is kombu's transport of that name where the results are elsewhere.
+    in_process: bool = False
 
 
 @frozen
@@ -208,8 +217,12 @@ def resolve(
         "result_serializer", "CELERY_RESULT_SERIALIZER", result_serializer, as_text, "json"
     )
     check_serializer(own, stored, accepted)
-    check_broker_url(*url, thaw(broker_options))
-    check_backend_url(*backend_url, thaw(backend_options), accepted)
+    if in_process(url, backend_url):
+        RedisAddress.parse(*url, thaw(broker_options))
+        RedisAddress.parse(*backend_url, thaw(backend_options))
+    else:
+        check_broker_url(*url, thaw(broker_options))
+        check_backend_url(*backend_url, thaw(backend_options), accepted)
     return Config(
         operator_name=as_name("operator_name", operator_name),
         operator_version=as_name("operator_version", operator_version),

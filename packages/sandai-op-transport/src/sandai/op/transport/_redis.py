@@ -20,6 +20,7 @@ from redis.sentinel import Sentinel
 
 from ._errors import TransportError
 from ._inheritance import close_in_child
+from ._memory import InProcessConnection, open_socket
 from ._redis_refusals import UnfitServer, advice, check_mode, check_role
 from ._url import RedisAddress
 
@@ -143,19 +144,32 @@ class RedisConnector:
             **_SILENT,
             "health_check_interval": 0,
         }
-        if address.path is None:
+        if address.path is None and address.world is None:
             kwargs |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
         for name, value in address.socket_options.items():
             # The I/O timeout holds whatever the options say; they can shorten it.
             kwargs[name] = min(value, timeout) if name.endswith("timeout") else value
-        if address.path is not None:
+        if address.path is not None or address.world is not None:
             kwargs.pop("socket_connect_timeout", None)
             kwargs.pop("socket_keepalive", None)
         return kwargs | dict(address.tls or {})
 
+    def in_process(self) -> socket.socket | None:
+        """
+        Return a new socket to ``memory://``; ``None`` where the server is elsewhere.
+
+        Raises ``OSError``, as connecting does.
+        """
+        if self.address.world is None:
+            return None
+        return open_socket(self.address.world, self.client_name)
+
     def _build(self, host: str, port: int, protocol: int, timeout: float) -> Any:
         kwargs = self.connection_kwargs(protocol, timeout)
         kwargs["retry"] = Retry(NoBackoff(), 0)
+        if self.address.world is not None:
+            inside: Any = InProcessConnection  # its types miss a property
+            return inside(self.address.world, self.address.label, **kwargs)
         if self.address.path is not None:
             unix: Any = redis.UnixDomainSocketConnection  # its types miss a property
             return unix(path=self.address.path, **kwargs)

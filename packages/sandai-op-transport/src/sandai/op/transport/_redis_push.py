@@ -41,7 +41,7 @@ _MARKED = 60 * 60 * 1000
 #: together or not at all, after a crash or a failover too. What the server refuses (memory,
 #: a permission, a key of another type) leaves neither, and is told as LPUSH alone would have it.
 #: KEYS: the list, and each message's marker. ARGV: milliseconds, and the messages.
-_PUSH_ONCE = """
+PUSH_ONCE = """
 local function refused(said)
   if type(said) == 'table' and said.err then
     return redis.error_reply((string.gsub(said.err, '^@user_script: %d+: %-?', '')))
@@ -109,7 +109,7 @@ class _Push:
         if not self.markers:
             return ("LPUSH", self.key, *self.envelopes)
         keys = (self.key, *self.markers)
-        return ("EVAL", _PUSH_ONCE, len(keys), *keys, _MARKED, *self.envelopes)
+        return ("EVAL", PUSH_ONCE, len(keys), *keys, _MARKED, *self.envelopes)
 
 
 @define

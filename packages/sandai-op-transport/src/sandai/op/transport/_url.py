@@ -12,6 +12,7 @@ from kombu.utils.url import url_to_parts
 from sandai.op.models import ConfigurationError
 
 from ._amqp_url import check_amqp_url, is_amqp
+from ._memory import is_memory, world_of
 from ._url_parts import HOW_TO_ENCODE, TRUE, scheme_of, tls_parameters
 
 REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
@@ -113,6 +114,8 @@ class RedisAddress:
     master_name: str | None
     sentinel_kwargs: Mapping[str, Any] = field(repr=False)
     key_prefix: str
+    #: Of ``memory://``: which of those in this process.
+    world: str | None = None
 
     @classmethod
     def parse(cls, setting: str, url: str, options: Mapping[str, Any]) -> "RedisAddress":
@@ -121,6 +124,8 @@ class RedisAddress:
 
         Raises :class:`ConfigurationError` that names *setting*.
         """
+        if is_memory(url):
+            return cls._in_process(setting, url, options)
         scheme = scheme_of(url)
         first, *others = url.split(";") if scheme == "sentinel" else [url]
         try:
@@ -156,20 +161,37 @@ class RedisAddress:
             username=parts.username,
             password=parts.password,
             tls=tls_parameters(setting, url, scheme, said),
-            socket_options={
-                name: _socket_option(setting, name, said[name])
-                for name in _SOCKET_OPTIONS
-                if said.get(name) is not None
-            },
+            socket_options=_socket_options(setting, said),
             sentinels=sentinels if scheme == "sentinel" else (),
             master_name=master_name,
             sentinel_kwargs=dict(options.get("sentinel_kwargs", {})),
             key_prefix=str(options.get("global_keyprefix") or ""),
         )
 
+    @classmethod
+    def _in_process(cls, setting: str, url: str, options: Mapping[str, Any]) -> "RedisAddress":
+        return cls(
+            setting=setting,
+            host="localhost",
+            port=0,
+            path=None,
+            db=0,
+            username=None,
+            password=None,
+            tls=tls_parameters(setting, url, scheme_of(url), options),
+            socket_options=_socket_options(setting, options),
+            sentinels=(),
+            master_name=None,
+            sentinel_kwargs={},
+            key_prefix=str(options.get("global_keyprefix") or ""),
+            world=world_of(setting, url),
+        )
+
     @property
     def label(self) -> str:
         """The address for people: no user, no password."""
+        if self.world is not None:
+            return f"memory://{self.world}"
         if self.sentinels:
             sentinels = ", ".join(f"{host}:{port}" for host, port in self.sentinels)
             return f"the master {self.master_name!r} of {sentinels}"
@@ -195,6 +217,14 @@ def _database(setting: str, url: str, value: object) -> int:
             setting, url, f"the database must be a whole number; {HOW_TO_ENCODE}"
         )
     return int(text)
+
+
+def _socket_options(setting: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _socket_option(setting, name, said[name])
+        for name in _SOCKET_OPTIONS
+        if said.get(name) is not None
+    }
 
 
 def _socket_option(setting: str, name: str, value: Any) -> Any:
