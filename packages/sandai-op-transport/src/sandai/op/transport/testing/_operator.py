@@ -198,13 +198,14 @@ class FakeOperator:
 
     def revoke(self, task_ids: Iterable[str], *, terminate: bool = False) -> None:
         """Drop tasks that are queued or still to come; with *terminate*, those that run, too."""
+        revoking = list(task_ids)
         with self.world.lock:
-            for task in self._revocations.revoke(task_ids, self._queues, self.world.store):
+            for task in self._revocations.revoke(revoking, self._queues, self.world.store):
                 self._write(task, revoked(task, "revoked", serializer=self._serializer))
-            if terminate:
-                for task in self._revocations.among(self._running):
-                    self._write(task, revoked(task, "terminated", serializer=self._serializer))
-                    del self._running[task.task_id]
+            for task_id in revoking if terminate else ():
+                if (running := self._running.pop(task_id, None)) is not None:
+                    payload = revoked(running, "terminated", serializer=self._serializer)
+                    self._write(running, payload)
 
     def inspect(self, command: str) -> Any:
         """Return what a worker answers to one of ``control``'s questions."""

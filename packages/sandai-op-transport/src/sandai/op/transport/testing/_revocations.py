@@ -35,10 +35,6 @@ class Revocations:
         """Return whether a task was revoked."""
         return task.task_id in self._ids
 
-    def among(self, running: Mapping[str, FakeTask]) -> list[FakeTask]:
-        """Return those of the running tasks that were revoked."""
-        return [task for task_id, task in running.items() if task_id in self._ids]
-
     def ids(self) -> list[str]:
         """Return what is remembered."""
         return list(self._ids)
