@@ -64,6 +64,11 @@ class OddError(Exception):
 @app.task(name=f"sandai_operator.{NAME}.{VERSION}.process_task", bind=True)  # type: ignore[untyped-decorator]  # Celery has no types
 def process_task(self: Task, **kwargs: Any) -> Any:
     """Do what the options say."""
+    return answer(self, kwargs, script)
+
+
+def answer(task: Task, kwargs: dict[str, Any], script: Any) -> Any:
+    """Do what the options say, and before them the script in Redis."""
     if kwargs.get("task_type") == "desc":
         script.incr(DESCRIBED)
         time.sleep(0.2)  # so that callers meet while one asks
@@ -78,7 +83,7 @@ def process_task(self: Task, **kwargs: Any) -> Any:
         return failed("TaskDeadlineExceededError", "too late", details)
     if (key := kwargs.get("cancel_key")) and script.sismember(CANCELLED, key):
         return failed("TaskCancelledError", "cancelled", {"cancel_key": key})
-    return BEHAVIOURS[options.get("do", "echo")](self, kwargs)
+    return BEHAVIOURS[options.get("do", "echo")](task, kwargs)
 
 
 def failed(kind: Any, message: Any, details: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from ._documents import document, failure, revoked
 from ._messages import FakeTask, decode
 from ._replies import Reply
 from ._revocations import Revocations
+from ._store import WrongType
 from ._world import RESULT, world
 
 logger = logging.getLogger("sandai.op.transport")
@@ -251,8 +253,9 @@ class FakeOperator:
         with self.world.lock:
             while not self._closing.is_set():
                 for key, queue in self._queues.items():
-                    if (envelope := self.world.store.pop(key)) is not None:
-                        return queue, envelope
+                    with suppress(WrongType):
+                        if (envelope := self.world.store.pop(key)) is not None:
+                            return queue, envelope
                 self._arrived.wait()
         return None
 

@@ -9,6 +9,10 @@ from ._store import WrongType
 
 _PONG = Status("PONG")
 _SILENT = Status("")
+_NO_PASSWORD = Failure(
+    "ERR AUTH <password> called without any password configured for the default user. "
+    "Are you sure your configuration is correct?"
+)
 _IN_RESP2_SUBSCRIBED = frozenset({b"SUBSCRIBE", b"UNSUBSCRIBE", b"PING", b"QUIT"})
 
 
@@ -113,7 +117,7 @@ class Session:
         return OK if command[1] == b"0" else Failure("ERR DB index is out of range")
 
     def _auth(self, _: Command) -> Reply:
-        return Failure("ERR AUTH <password> called without any password configured")
+        return _NO_PASSWORD
 
     def _ping(self, command: Command) -> Reply:
         if self._protocol == 2 and self.subscriptions:

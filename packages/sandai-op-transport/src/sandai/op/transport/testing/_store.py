@@ -91,8 +91,8 @@ class Store:
         return len(values_of)
 
     def pop(self, key: bytes) -> bytes | None:
-        """Take the last value of a list, ``None`` if there is none."""
-        values = self._lists.get(key)
+        """Take the last value of a list, ``None`` if there is none; raises :class:`WrongType`."""
+        values = self._list(key)
         if values is None:
             return None
         value = values.pop()
