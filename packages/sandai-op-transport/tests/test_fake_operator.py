@@ -149,6 +149,13 @@ def test_a_handler_answers_a_request(caller: Caller, start: Start) -> None:
     assert [task.task_id for task in operator.tasks] == [task_id]
 
 
+def test_a_failed_assertion_reaches_the_caller(caller: Caller, start: Start) -> None:
+    """pytest.fail() in a handler, which is no Exception, is the task's failure too."""
+    start(lambda _: pytest.fail("not this one"))
+    found = caller.pushed(caller.submit())
+    assert found.meta["result"]["exc_message"] == ["not this one"]
+
+
 @pytest.mark.parametrize(
     ("returned", "reply"),
     [
@@ -438,6 +445,16 @@ def test_a_closed_operator_takes_nothing(caller: Caller, start: Start, here: Wor
     caller.pushed(task_id)
 
 
+def test_what_is_late_when_the_operator_closes_is_lost(caller: Caller, start: Start) -> None:
+    """Closing does not wait for a late reply, nor does it come early."""
+    operator = start()
+    operator.replies(Reply.late(3600))
+    task_id = caller.submit()
+    operator.wait_for(1)
+    operator.close()
+    assert caller.look(task_id) is None
+
+
 def test_close_tells_of_a_handler_that_does_not_end(
     caller: Caller, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,7 +500,7 @@ def test_revoking_before_the_task_comes(caller: Caller, start: Start) -> None:
     client_app(caller.config).control.revoke([message.task_id, "another"])
     caller.broker.send([message], acquire_timeout=WAIT)
     assert caller.pushed(message.task_id).state == "REVOKED"
-    assert operator.inspect("revoked") == [message.task_id, "another"]
+    assert operator.revoked() == [message.task_id, "another"]
 
 
 def test_a_running_task_is_terminated_only_on_demand(caller: Caller, start: Start) -> None:

@@ -1,9 +1,12 @@
 """Celery's ``app.control`` where workers and clients are in one process."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery.app.control import Control
+
+from sandai.op.models import task_name
 
 from ._operator import FakeOperator
 from ._server import dial
@@ -45,9 +48,34 @@ class MemoryControl(Control):  # type: ignore[misc]  # Celery is untyped
 
 
 def _obey(operator: FakeOperator, command: str, arguments: dict[str, Any]) -> Any:
-    if command != "revoke":
-        return operator.inspect(command)
-    given = arguments["task_id"]
-    task_ids = [given] if isinstance(given, str) else list(given)
-    operator.revoke(task_ids, terminate=bool(arguments.get("terminate")))
-    return {"ok": f"tasks {', '.join(task_ids)} flagged as revoked"}
+    if command == "revoke":
+        given = arguments["task_id"]
+        task_ids = [given] if isinstance(given, str) else list(given)
+        operator.revoke(task_ids, terminate=bool(arguments.get("terminate")))
+        return {"ok": f"tasks {', '.join(task_ids)} flagged as revoked"}
+    name = task_name(operator.name, operator.version)
+    answers: dict[str, Callable[[], Any]] = {
+        "ping": lambda: {"ok": "pong"},
+        "active": lambda: [
+            {
+                "id": task.task_id,
+                "name": name,
+                "args": [],
+                "kwargs": task.kwargs,
+                "hostname": operator.hostname,
+            }
+            for task in operator.running()
+        ],
+        "active_queues": lambda: [{"name": queue} for queue in operator.queue_names],
+        "registered": lambda: [name],
+        "reserved": list,
+        "scheduled": list,
+        "revoked": operator.revoked,
+        "stats": lambda: {
+            "pid": os.getpid(),
+            "pool": {"max-concurrency": operator.concurrency},
+            "total": {name: operator.received},
+        },
+    }
+    answer = answers.get(command)
+    return {"error": f"memory:// does not know {command!r}"} if answer is None else answer()

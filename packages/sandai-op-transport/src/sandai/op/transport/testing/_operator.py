@@ -15,21 +15,18 @@ from typing import Any, Self
 from sandai.op.models import (
     VALID_PRIORITIES,
     OperatorDescription,
-    OperatorError,
     TaskCancelledError,
     TaskRequest,
     TaskResult,
-    error_reply,
     queue_name,
-    task_name,
 )
 
-from ._documents import document, failure, revoked
 from ._messages import FakeTask, decode
 from ._replies import Reply
+from ._results import Results
 from ._revocations import Revocations
 from ._store import WrongType
-from ._world import RESULT, world
+from ._world import world
 
 logger = logging.getLogger("sandai.op.transport")
 
@@ -37,6 +34,7 @@ Handler = Callable[[TaskRequest], object]
 
 _REMEMBERED = 1000
 _GRACE = 5.0
+_PLAIN = Reply()
 _numbers = itertools.count(1)
 
 
@@ -82,11 +80,10 @@ class FakeOperator:
         #: How many came altogether.
         self.received = 0
         self._handler = handler or _echo
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._track_started = track_started
-        self._serializer = result_serializer
+        self._results = Results(self.world, result_serializer, result_expires)
         self._accept = tuple(accept_content)
-        self._expires = result_expires
         self._scripted: deque[Any] = deque()
         self._running: dict[str, FakeTask] = {}
         self._revocations = Revocations()
@@ -124,7 +121,8 @@ class FakeOperator:
     ) -> None:
         """Store a state or a result of a task, from a handler or from outside."""
         task = FakeTask(task_id, "", {})
-        self._write(task, document(task, state, result, serializer=self._serializer), publish)
+        payload = self._results.payload(task, result, state)
+        self._results.write(task, payload, published=publish)
 
     def start(self) -> Self:
         """Begin to take tasks; entering the ``with`` block does it."""
@@ -132,7 +130,7 @@ class FakeOperator:
             return self
         with self.world.lock:
             self.world.operators.append(self)
-        for number in range(self._concurrency):
+        for number in range(self.concurrency):
             name = f"sandai-op-fake-{self.hostname}-{number}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             self._threads.append(thread)
@@ -203,39 +201,20 @@ class FakeOperator:
         revoking = list(task_ids)
         with self.world.lock:
             for task in self._revocations.revoke(revoking, self._queues, self.world.store):
-                self._write(task, revoked(task, "revoked", serializer=self._serializer))
+                self._results.write(task, self._results.revoked(task, "revoked"))
             for task_id in revoking if terminate else ():
                 if (running := self._running.pop(task_id, None)) is not None:
-                    payload = revoked(running, "terminated", serializer=self._serializer)
-                    self._write(running, payload)
+                    self._results.write(running, self._results.revoked(running, "terminated"))
 
-    def inspect(self, command: str) -> Any:
-        """Return what a worker answers to one of ``control``'s questions."""
+    def revoked(self) -> list[str]:
+        """Return the ids of the tasks that were revoked."""
         with self.world.lock:
-            answers: dict[str, Any] = {
-                "ping": {"ok": "pong"},
-                "active": [self._told(task) for task in self._running.values()],
-                "active_queues": [{"name": queue} for queue in self.queue_names],
-                "registered": [task_name(self.name, self.version)],
-                "reserved": [],
-                "scheduled": [],
-                "revoked": self._revocations.ids(),
-                "stats": {
-                    "pid": self._pid,
-                    "pool": {"max-concurrency": self._concurrency},
-                    "total": {task_name(self.name, self.version): self.received},
-                },
-            }
-        return answers.get(command, {"error": f"memory:// does not know {command!r}"})
+            return self._revocations.ids()
 
-    def _told(self, task: FakeTask) -> dict[str, Any]:
-        return {
-            "id": task.task_id,
-            "name": task_name(self.name, self.version),
-            "args": [],
-            "kwargs": task.kwargs,
-            "hostname": self.hostname,
-        }
+    def running(self) -> list[FakeTask]:
+        """Return the tasks that are being worked on."""
+        with self.world.lock:
+            return list(self._running.values())
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
@@ -265,72 +244,29 @@ class FakeOperator:
             self.received += 1
             self._running[task.task_id] = task
             self._seen.notify_all()
-            if self._revocations.covers(task):
-                self._finish(task, revoked(task, "revoked", serializer=self._serializer))
-                return
+            skipped = self._revocations.covers(task)
+        if skipped:
+            self._finish(task, self._results.revoked(task, "revoked"))
+            return
         if self._track_started:
             meta = {"pid": self._pid, "hostname": self.hostname}
-            self._write(task, document(task, "STARTED", meta, serializer=self._serializer))
+            self._results.write(task, self._results.payload(task, meta, "STARTED"))
         try:
-            reply = self.answer(task)
-            if isinstance(reply, Reply):
-                self._play(task, reply)
-                return
-            payload = self._payload(task, reply)
-        except OperatorError as error:
-            payload = self._payload(task, error_reply(error))
-        except Exception as error:
-            payload = failure(task, error, serializer=self._serializer)
-        self._finish(task, payload)
+            answer = self.answer(task)
+        except BaseException as error:  # pytest.fail(), too: the caller hears of it
+            self._finish(task, self._results.payload(task, error))
+            return
+        reply = answer if isinstance(answer, Reply) else Reply(answer)
+        if reply.delay and self._closing.wait(reply.delay):
+            reply = Reply.lost()  # as with a worker that is stopped meanwhile
+        self._finish(task, self._results.payload(task, reply.value, reply.state), reply)
 
-    def _play(self, task: FakeTask, reply: Reply) -> None:
-        if reply.delay:
-            self._closing.wait(reply.delay)
-        payload = self._payload(task, reply.value, reply.state)
-        self._finish(
-            task, payload, stored=reply.stored, published=reply.published, times=reply.times
-        )
-
-    def _payload(self, task: FakeTask, value: object, state: str | None = None) -> bytes:
-        try:
-            if state == "REVOKED":
-                return revoked(task, "revoked", serializer=self._serializer)
-            if isinstance(value, BaseException):
-                raise value
-            if value is None and state is None:
-                value = TaskResult()
-            if isinstance(value, TaskResult | OperatorDescription):
-                value = value.to_reply()
-            return document(task, state or "SUCCESS", value, serializer=self._serializer)
-        except OperatorError as error:
-            return document(task, "SUCCESS", error_reply(error), serializer=self._serializer)
-        except Exception as error:
-            return failure(task, error, serializer=self._serializer)
-
-    def _finish(
-        self,
-        task: FakeTask,
-        payload: bytes,
-        *,
-        stored: bool = True,
-        published: bool = True,
-        times: int = 1,
-    ) -> None:
+    def _finish(self, task: FakeTask, payload: bytes, reply: Reply = _PLAIN) -> None:
         with self.world.lock:
             if self._running.pop(task.task_id, None) is None:
                 return  # terminated
-            for _ in range(times):
-                self._write(task, payload, published, stored)
-
-    def _write(
-        self, task: FakeTask, payload: bytes, published: bool = True, stored: bool = True
-    ) -> None:
-        key = RESULT + task.task_id.encode()
-        with self.world.lock:
-            if stored:
-                self.world.store.set(key, payload, self._expires)
-            if published:
-                self.world.publish(key, payload)
+            for _ in range(reply.times):
+                self._results.write(task, payload, stored=reply.stored, published=reply.published)
 
 
 def _echo(request: TaskRequest) -> TaskResult:
