@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -50,6 +55,27 @@ def test_on_uvloop() -> None:
     with FakeOperator("clipper", "v1", url=url):
         for _ in range(2):
             uvloop.run(main())
+
+
+def test_the_page_about_testing(tmp_path: Path) -> None:
+    """Every piece of docs/testing.md runs as it stands, and its tests pass in pytest."""
+    page = (Path(__file__).parents[1] / "docs" / "testing.md").read_text("utf-8")
+    pieces = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "test_page.py").write_text("\n\n".join(pieces), "utf-8")
+    urls = {"SANDAI_OPERATOR_CELERY_BROKER_URL": "memory://"}
+    only = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    options = ["-q", "-W", "error", "-p", "sandai.op.pytest_plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "test_page.py"],
+        cwd=tmp_path,
+        env=os.environ | urls | only,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
 
 
 # The store beside a Redis
