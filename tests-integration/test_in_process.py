@@ -57,6 +57,62 @@ def test_on_uvloop() -> None:
             uvloop.run(main())
 
 
+FORKING = """
+import asyncio, os, threading
+from sandai.op.aio import create_async_client
+from sandai.op.client import create_client
+from sandai.op.transport.testing import FakeOperator, world
+
+def call(n):
+    assert client.sync([], {"n": n}) == ([], {"n": n})
+
+async def acall(n):
+    assert await aclient.sync([], {"n": n}) == ([], {"n": n})
+
+client = create_client("clipper", "v1", broker_url="memory://", timeout=10)
+aclient = create_async_client("clipper", "v1", broker_url="memory://", timeout=10)
+stopped = threading.Event()
+
+def busy():
+    while not stopped.is_set():
+        call(1)
+
+with FakeOperator("clipper", "v1") as operator:
+    call(1)
+    asyncio.run(acall(1))
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for _ in range(20):
+        pid = os.fork()
+        if not pid:
+            assert not world().operators
+            with FakeOperator("clipper", "v1") as own:
+                call(2)
+                asyncio.run(acall(3))
+                assert own.received == 2
+            os._exit(0)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 20
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    asyncio.run(acall(4))
+client.close()
+asyncio.run(aclient.aclose())
+"""
+
+
+def test_forks() -> None:
+    """Children that are forked in the midst of calls have operators and clients of their own."""
+    quiet = "ignore:This process .* is multi-threaded:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", quiet, "-c", FORKING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+
+
 def test_the_page_about_testing(tmp_path: Path) -> None:
     """Every piece of docs/testing.md runs as it stands, and its tests pass in pytest."""
     page = (Path(__file__).parents[1] / "docs" / "testing.md").read_text("utf-8")

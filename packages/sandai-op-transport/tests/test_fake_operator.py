@@ -410,6 +410,11 @@ def test_what_is_remembered_is_bounded(caller: Caller, start: Start) -> None:
     caller.broker.send(messages, acquire_timeout=WAIT)
     assert len(operator.wait_for(1500)) == 1000
     assert operator.received == 1500
+    forgetful = start(remember=2)
+    operator.close()
+    for _ in range(3):
+        caller.answer()
+    assert len(forgetful.wait_for(3)) == 2
 
 
 def test_what_is_queued_can_be_looked_at(caller: Caller, here: World) -> None:
@@ -537,6 +542,7 @@ def test_workers_answer_ping_and_inspect(caller: Caller, start: Start) -> None:
         assert {name for reply in app.control.ping() for name in reply} == names
         assert app.control.inspect().ping() == {name: {"ok": "pong"} for name in names}
         assert set(app.control.inspect([two.hostname]).ping()) == {two.hostname}
+        assert app.control.inspect(two.hostname).ping() == {"ok": "pong"}
     task_id = caller.submit()
     one.wait_for(1)
     inspect = app.control.inspect()

@@ -20,7 +20,7 @@ class MemoryControl(Control):  # type: ignore[misc]  # Celery is untyped
         self,
         command: str,
         arguments: dict[str, Any] | None = None,
-        destination: Iterable[str] | None = None,
+        destination: str | Iterable[str] | None = None,
         connection: object = None,
         reply: bool = False,
         timeout: float | None = 1.0,
@@ -29,12 +29,13 @@ class MemoryControl(Control):  # type: ignore[misc]  # Celery is untyped
         **given: Any,
     ) -> list[dict[str, Any]] | None:
         """Return the operators' answers, each ``{hostname: answer}``, if *reply* is wanted."""
+        wanted = [destination] if isinstance(destination, str) else destination
         found = world(self.app.conf.broker_url)
         with self.app.reaching_in_process(lambda: dial(found.name, ":broker:")), found.lock:
             operators = [
                 operator
                 for operator in found.operators
-                if destination is None or operator.hostname in destination
+                if wanted is None or operator.hostname in wanted
             ]
         answers = [
             {operator.hostname: _obey(operator, command, arguments or {})} for operator in operators

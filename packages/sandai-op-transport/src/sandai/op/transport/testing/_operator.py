@@ -32,7 +32,6 @@ logger = logging.getLogger("sandai.op.transport")
 
 Handler = Callable[[TaskRequest], object]
 
-_REMEMBERED = 1000
 _GRACE = 5.0
 _PLAIN = Reply()
 _numbers = itertools.count(1)
@@ -48,7 +47,8 @@ class FakeOperator:
     answer is the task's own artifacts, and its options as results.
 
     Descriptions, probes, late and cancelled tasks are answered without the handler.
-    *concurrency* tasks run at once; results expire after *result_expires* seconds.
+    *concurrency* tasks run at once; results expire after *result_expires* seconds. The last
+    *remember* tasks are kept for :attr:`tasks`.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class FakeOperator:
         result_serializer: str = "json",
         accept_content: Iterable[str] = ("json", "msgpack"),
         result_expires: float = 86_400,
+        remember: int = 1000,
     ) -> None:
         self.name = name
         self.version = version
@@ -75,15 +76,14 @@ class FakeOperator:
         )
         #: Tasks with one of these cancel keys are skipped.
         self.cancelled: set[str] = set()
-        #: The last thousand tasks that came, oldest first.
-        self.tasks: deque[FakeTask] = deque(maxlen=_REMEMBERED)
-        #: How many came altogether.
+        #: How many tasks came altogether.
         self.received = 0
         self._handler = handler or _echo
         self.concurrency = concurrency
         self._track_started = track_started
         self._results = Results(self.world, result_serializer, result_expires)
         self._accept = tuple(accept_content)
+        self._tasks: deque[FakeTask] = deque(maxlen=remember)
         self._scripted: deque[Any] = deque()
         self._running: dict[str, FakeTask] = {}
         self._revocations = Revocations()
@@ -95,6 +95,12 @@ class FakeOperator:
         self._pid = os.getpid()
 
     # For tests
+
+    @property
+    def tasks(self) -> list[FakeTask]:
+        """The last tasks that came, of every kind, oldest first."""
+        with self.world.lock:
+            return list(self._tasks)
 
     def replies(self, *replies: object) -> None:
         """
@@ -114,7 +120,7 @@ class FakeOperator:
         with self.world.lock:
             if not self._seen.wait_for(lambda: self.received >= count, timeout):
                 raise TimeoutError(f"{self.received} of {count} tasks came in {timeout:g} s")
-            return list(self.tasks)
+            return list(self._tasks)
 
     def store(
         self, task_id: str, state: str, result: object = None, *, publish: bool = True
@@ -240,7 +246,7 @@ class FakeOperator:
 
     def _serve(self, task: FakeTask) -> None:
         with self.world.lock:
-            self.tasks.append(task)
+            self._tasks.append(task)
             self.received += 1
             self._running[task.task_id] = task
             self._seen.notify_all()

@@ -18,6 +18,9 @@ _NO_AUTH = "NOAUTH Authentication required."
 _LOADING = "LOADING Redis is loading the dataset in memory"
 
 _GROWING = frozenset({b"LPUSH", b"RPUSH", b"SET", b"SETEX", b"PSETEX", b"EVAL", b"EVALSHA"})
+_WHILE_LOADING = frozenset(
+    b"AUTH CLIENT DISCARD EXEC HELLO INFO MULTI PUBLISH QUIT ROLE SUBSCRIBE UNSUBSCRIBE".split()
+)
 _WRITING = _GROWING | {b"DEL", b"UNLINK", b"LREM", b"RPOP"}
 
 
@@ -45,6 +48,6 @@ class Outage:
             return _READ_ONLY
         if self.kind == "no-auth" and command not in (b"AUTH", b"QUIT"):
             return _NO_AUTH
-        if self.kind == "loading" and command not in (b"AUTH", b"QUIT", b"HELLO", b"CLIENT"):
+        if self.kind == "loading" and command not in _WHILE_LOADING:
             return _LOADING
         return None
