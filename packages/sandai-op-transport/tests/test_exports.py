@@ -5,6 +5,7 @@ import pkgutil
 import types
 
 import sandai.op.transport as transport
+from sandai.op.transport import testing
 
 EXPORTS = """
     Attempts Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics
@@ -43,6 +44,27 @@ def test_nothing_else_is_public() -> None:
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert public == set(transport.__all__)
+
+
+def test_testing() -> None:
+    """What tests of an application are written with, and that it is documented."""
+    assert sorted(testing.__all__) == testing.__all__
+    assert testing.__all__ == [
+        "FakeOperator",
+        "FakeOperators",
+        "FakeTask",
+        "Reply",
+        "World",
+        "world",
+    ]
+    for name in testing.__all__:
+        exported = getattr(testing, name)
+        members = vars(exported).items() if isinstance(exported, type) else ()
+        public = [value for key, value in members if not key.startswith("_")]
+        for each in [exported, *(value for value in public if callable(value))]:
+            assert each.__doc__, (name, each)
+    modules = {module.name for module in pkgutil.iter_modules(testing.__path__)}
+    assert all(name.startswith("_") for name in modules)
 
 
 def test_namespaces() -> None:

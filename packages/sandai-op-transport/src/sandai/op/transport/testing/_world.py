@@ -68,14 +68,13 @@ class World:
         """
         Fail every client, or only their ``broker`` or ``backend`` connections, for the block.
 
-        ========== =====================================================================
-        refused    connections end, and none can be opened
-        stalled    nothing is read or answered; what was sent is done when the block ends
-        swallowed  commands are done, replies are lost: what becomes of them is in doubt
-        out-of-memory, read-only, no-auth, loading
-                   the error replies ``OOM``, ``READONLY``, ``NOAUTH``, ``LOADING``
-        ========== =====================================================================
+        - ``refused``: connections end, and none can be opened
+        - ``stalled``: nothing is read or answered; what was sent is done when the block ends
+        - ``swallowed``: commands are done and their replies lost, so that the client is in doubt
+        - ``out-of-memory``, ``read-only``, ``no-auth``, ``loading``: the error replies ``OOM``,
+          ``READONLY``, ``NOAUTH`` and ``LOADING``
 
+        Raises ``ValueError`` for any other.
         Operators are not cut off.
         """
         if kind not in KINDS:
