@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandai.op import models
-from sandai.op.models import batch, protocol
+from sandai.op.models import batch, protocol, stream
 
 #: The surface, name by name: to change it, change it here, too.
 NAMES = [
@@ -40,6 +40,7 @@ NAMES = [
     "protocol",
     "queue_name",
     "redact",
+    "stream",
     "task_name",
 ]
 
@@ -59,6 +60,7 @@ def described() -> list[tuple[str, Any]]:
         *((name, getattr(models, name)) for name in models.__all__),
         *((f"batch.{name}", item) for name, item in public(batch)),
         *((f"protocol.{name}", item) for name, item in public(protocol)),
+        *((f"stream.{name}", item) for name, item in public(stream)),
     ]
     found = [it for it in found if isinstance(it[1], type | FunctionType | ModuleType)]
     for name, item in [*found]:
@@ -93,7 +95,7 @@ def test_all_is_complete() -> None:
 def test_modules_are_private_or_exported() -> None:
     """A module without an underscore is part of the surface."""
     modules = {module.name for module in pkgutil.iter_modules(models.__path__)}
-    assert {name for name in modules if not name.startswith("_")} == {"batch", "protocol"}
+    assert {name for name in modules if not name.startswith("_")} == {"batch", "protocol", "stream"}
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,13 @@ from ._batches import BatchCalls
 from ._handle import OperatorAsyncResult
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
+from ._streams import StreamCalls
 from ._submitter import Artifacts, Options, Submitter
 
 logger = logging.getLogger("sandai.op.client")
 
 
-class OperatorClient(BatchCalls, ConfiguredClient):
+class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
     """
     Hand tasks to one operator and wait for its answers, from any thread.
 

@@ -48,6 +48,16 @@ class Mailbox:
                 del item
         return item
 
+    def get_all(self, deadline: float) -> list[ResultDocument]:
+        """Return what has come, without any before *deadline* nothing; raises as :meth:`get`."""
+        found = self.get(deadline)
+        if found is None:
+            return []
+        documents = [found]
+        while not self._items.empty() and (found := self.get(0.0)) is not None:
+            documents.append(found)
+        return documents
+
 
 def deadline_after(timeout: float | None) -> float:
     """Return the ``time.monotonic()`` of a timeout in seconds; infinite for ``None``."""

@@ -130,8 +130,8 @@ class ResultReader:
             raise self.late(task_id, timeout)
         own = (protocol.check_task_id(task_id),)
         deadline = deadline_after(timeout) if deadline is None else deadline
-        with self._mailbox() as mailbox:
-            hub = self._hub_to_wait_on()
+        with self.mailbox() as mailbox:
+            hub = self.hub_to_wait_on()
             submission = None
             try:
                 hub.watch(own, mailbox, delete=delete)
@@ -182,9 +182,9 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         deadline = deadline_after(timeout) if deadline is None else deadline
-        hub = self._hub_to_wait_on()
+        hub = self.hub_to_wait_on()
         open_ids = set(task_ids)
-        with self._mailbox() as mailbox:
+        with self.mailbox() as mailbox:
             try:
                 hub.watch(open_ids, mailbox, delete=delete)
                 while open_ids:
@@ -208,7 +208,8 @@ class ResultReader:
                 late.discard(document.task_id)
                 yield document
 
-    def _hub_to_wait_on(self) -> ResultHub:
+    def hub_to_wait_on(self) -> ResultHub:
+        """Return the hub; raises :class:`RuntimeError` in its own thread."""
         hub = self.hub
         if hub.is_current_thread:
             raise RuntimeError("a callback of then() may not wait: it runs where results are read")
@@ -281,7 +282,8 @@ class ResultReader:
             mailbox.fail(self._closed_error())
 
     @contextmanager
-    def _mailbox(self) -> Iterator[Mailbox]:
+    def mailbox(self) -> Iterator[Mailbox]:
+        """Give a mailbox, whose waits end when this client is closed."""
         mailbox = Mailbox()
         self._mailboxes.add(mailbox)
         try:

@@ -54,10 +54,20 @@ class Submitter:
         broker, reply_to = self._road()
         return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
 
-    def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
-        """Queue many tasks; return each one's id, or why it was not (surely) queued."""
+    def check(self, controls: TaskControls) -> None:
+        """Raise for controls that no task can be sent with."""
+        self._builder.check(controls)
+
+    def tasks(
+        self, tasks: Tasks, controls: TaskControls, *, first: int = 0
+    ) -> list[str | OperatorError]:
+        """
+        Queue many tasks; return each one's id, or why it was not (surely) queued.
+
+        *first* is the number of the first one.
+        """
         broker, reply_to = self._road()
-        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls)
+        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls, first)
         while not batch.done:
             while batch.prepare():
                 pass

@@ -1,6 +1,6 @@
 """The words of sandai operators: tasks, results, errors and their wire form."""
 
-from . import batch, protocol
+from . import batch, protocol, stream
 from ._errors import (
     ClientClosedError,
     ClientPoolTimeoutError,
@@ -55,5 +55,6 @@ __all__ = [
     "protocol",
     "queue_name",
     "redact",
+    "stream",
     "task_name",
 ]

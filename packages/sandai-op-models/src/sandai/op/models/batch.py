@@ -12,6 +12,27 @@ from .protocol import decode_reply
 Outcome = TaskResult | Exception
 
 
+def outcome_of(task_id: str, reply: Callable[[], object]) -> Outcome:
+    """Return what *reply* returns, decoded, or the error that it raises or tells of."""
+    try:
+        return decode_reply(task_id, reply())
+    except OperatorError as error:
+        return error
+
+
+def result_of(index: int, task_id: str, outcome: Outcome) -> BatchTaskResult:
+    """Return the result of a task that was queued."""
+    if isinstance(outcome, TaskResult):
+        return BatchTaskResult(index, task_id, True, outcome.artifacts, outcome.results)
+    return BatchTaskResult(index, task_id, True, error=outcome)
+
+
+def unsubmitted(index: int, task_id: str | None, error: Exception | None) -> BatchTaskResult:
+    """Return the result of a task that was not, or not certainly, queued."""
+    fault = error or OperatorError("the task was not submitted")
+    return BatchTaskResult(index, task_id, False, error=fault)
+
+
 @define
 class BatchReducer:
     """
@@ -35,8 +56,7 @@ class BatchReducer:
         an id, it was not (certainly) submitted and is not waited for.
         """
         if error is not None or task_id is None:
-            fault = error or OperatorError("the task was not submitted")
-            self._places.append(BatchTaskResult(index, task_id, False, error=fault))
+            self._places.append(unsubmitted(index, task_id, error))
             return
         self._waiting[task_id] = (*self._waiting.get(task_id, ()), len(self._places))
         self._places.append(index)
@@ -61,11 +81,7 @@ class BatchReducer:
         for position in self._waiting.pop(task_id, ()):
             index = self._places[position]
             assert isinstance(index, int)
-            if isinstance(outcome, TaskResult):
-                filled = BatchTaskResult(index, task_id, True, outcome.artifacts, outcome.results)
-            else:
-                filled = BatchTaskResult(index, task_id, True, error=outcome)
-            self._places[position] = filled
+            self._places[position] = result_of(index, task_id, outcome)
 
     def expire(
         self,
@@ -82,11 +98,7 @@ class BatchReducer:
 
     def accept_reply(self, task_id: str, reply: Callable[[], object]) -> None:
         """Fill the places of *task_id* with what *reply* returns or raises, decoded."""
-        try:
-            outcome: Outcome = decode_reply(task_id, reply())
-        except OperatorError as error:
-            outcome = error
-        self.accept(task_id, outcome)
+        self.accept(task_id, outcome_of(task_id, reply))
 
     def results(self) -> list[BatchTaskResult]:
         """

@@ -19,7 +19,8 @@ class BatchSubmission:
 
     Until :attr:`done`, whoever does the I/O calls :meth:`prepare` until it is
     ``False``, sends :attr:`messages` and reports to :meth:`settle`. Raises for
-    controls that no task can be sent with, and for what is no batch.
+    controls that no task can be sent with, and for what is no batch. *first* is the
+    number of the first task, for errors that name it.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class BatchSubmission:
         reply_to: str,
         tasks: object,
         controls: TaskControls,
+        first: int = 0,
     ) -> None:
         builder.check(controls)
         self._builder = builder
@@ -36,6 +38,7 @@ class BatchSubmission:
         self._reply_to = reply_to
         self._tasks = builder.listed(tasks)
         self._controls = controls
+        self._first = first
         self._stopped: OperatorError | None = None
         #: What is to be sent now.
         self.messages: list[TaskMessage] = []
@@ -54,7 +57,9 @@ class BatchSubmission:
         if position == len(self._tasks) or len(self.messages) == CHUNK:
             return False
         task = self._tasks[position]
-        item = self._builder.item(self._factory, self._reply_to, position, task, self._controls)
+        item = self._builder.item(
+            self._factory, self._reply_to, self._first + position, task, self._controls
+        )
         if not isinstance(item, TaskMessage):
             self.outcomes.append(item)
         elif self._stopped is not None:

@@ -1,7 +1,7 @@
 """From a caller's arguments to a message, and from its outcome to an error."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -66,13 +66,24 @@ class TaskBuilder:
         return self._message(messages, reply_to, kwargs, self._priority(controls))
 
     @staticmethod
-    def listed(tasks: object) -> list[Any]:
-        """Return a batch as a list; raises :class:`InvalidTaskError` for what is no batch."""
+    def no_tasks(tasks: object) -> InvalidTaskError:
+        """Return the error for what is given as tasks and is none."""
+        kind = type(tasks).__name__
+        return InvalidTaskError(
+            "tasks", f"pairs of artifacts and options were expected, not {kind}"
+        )
+
+    @classmethod
+    def iterated(cls, tasks: object) -> Iterator[Any]:
+        """Begin with tasks; raises :class:`InvalidTaskError` for what is no iterable of any."""
         if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
-            raise InvalidTaskError(
-                "tasks", f"pairs of artifacts and options were expected, not {type(tasks).__name__}"
-            )
-        return list(tasks)
+            raise cls.no_tasks(tasks)
+        return iter(tasks)
+
+    @classmethod
+    def listed(cls, tasks: object) -> list[Any]:
+        """Return a batch as a list; raises :class:`InvalidTaskError` for what is no batch."""
+        return list(cls.iterated(tasks))
 
     def item(
         self,
