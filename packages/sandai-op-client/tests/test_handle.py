@@ -24,7 +24,7 @@ from sandai.op.models import (
 from sandai.op.transport import ResultDocument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from conftest import World
     from sandai.op.client import OperatorClient
@@ -307,6 +307,11 @@ def test_nothing_of_a_closed_client_reaches_the_broker(world: World) -> None:
     with world.client(timeout=WAIT) as client:
         handle = client.async_call([], {})
         app = client.celery_app
-    for call in (handle.revoke, lambda: app.send_task("name", queue="queue")):
+    calls: list[Callable[[], object]] = [
+        handle.revoke,
+        lambda: client.revoke([handle]),
+        lambda: app.send_task("name", queue="queue"),
+    ]
+    for call in calls:
         with pytest.raises(ClientClosedError):
             call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,6 +63,23 @@ class Source:
 def pending(client: OperatorClient) -> int:
     """Count the tasks that are waited for."""
     return sum(reader.pending for reader in client.statistics()[1].readers)
+
+
+@contextmanager
+def told_of_closing(results: Iterator[BatchTaskResult]) -> Iterator[None]:
+    """Wait for the next result in a thread; it is told that the client was closed meanwhile."""
+
+    def wait() -> None:
+        with pytest.raises(ClientClosedError):
+            next(results)
+        told.set()
+
+    told = threading.Event()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join(WAIT)
+    assert told.is_set()
 
 
 def until(condition: Any) -> None:
@@ -257,19 +275,9 @@ def test_closing_the_client_ends_a_stream(unheard: OperatorClient) -> None:
     waiting = unheard.map(Source().tasks(), max_in_flight=2)
     resting = unheard.map(Source(lambda n: {"n": n} if n else 0).tasks(), max_in_flight=2)
     next(resting)
-    told: list[BaseException] = []
-
-    def wait() -> None:
-        with pytest.raises(ClientClosedError) as caught:
-            next(waiting)
-        told.append(caught.value)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    until(lambda: pending(unheard) == 3)
-    unheard.close()
-    thread.join(WAIT)
-    assert told
+    with told_of_closing(waiting):
+        until(lambda: pending(unheard) == 3)
+        unheard.close()
     with pytest.raises(ClientClosedError):
         next(resting)
 
@@ -295,3 +303,96 @@ def test_inside_a_task(world: World, client: OperatorClient) -> None:
 
     world.inner = inner
     assert client.sync([], {"inner": True})[1] == {"found": [0, 1, 2, 3, 4]}
+
+
+# as_completed()
+
+
+def test_submissions_and_handles_alike(client: OperatorClient) -> None:
+    """Whatever was submitted how: each result comes, and says whose it is."""
+    bad: Any = [([], {"n": 0}), "no pair", ([], {"n": 2})]
+    submitted = client.batch_submit(bad)
+    single = client.async_call([], {"n": 3})
+    again = client.attach(single.task_id)
+    found = list(client.as_completed([*submitted[::-1], single, again, submitted[0]]))
+    assert sorted(
+        (each.index, each.results.get("n"), each.submitted, each.success) for each in found
+    ) == [
+        (0, 0, True, True),
+        (0, 0, True, True),
+        (1, None, False, False),
+        (2, 2, True, True),
+        (3, 3, True, True),
+        (4, 3, True, True),
+    ]
+    assert found[0].error is submitted[1].error
+    assert list(client.as_completed([])) == []
+
+
+def test_as_they_come(world: World, client: OperatorClient) -> None:
+    """The one that takes longer is yielded later; reading deletes."""
+    submitted = client.batch_submit([([], {"wait": True}), ([], {"n": 1})])
+    results = client.as_completed(submitted)
+    assert next(results).results == {"n": 1}
+    world.gate.set()
+    assert next(results).index == 0
+    assert next(results, None) is None
+    for each in submitted:
+        assert each.async_result is not None
+        until(lambda handle=each.async_result: handle.state == "PENDING")
+
+
+def test_what_is_not_there_in_time_comes_at_the_end(unheard: OperatorClient) -> None:
+    """One budget for all, from the call on; a timeout of 0 looks once."""
+    submitted = unheard.batch_submit([([], {}), ([], {})])
+    for timeout in (0.2, 0):
+        found = list(unheard.as_completed(submitted, timeout=timeout))
+        assert [each.index for each in found] == [0, 1]
+        for each in found:
+            assert isinstance(each.error, TaskTimeoutError)
+            assert each.error.timeout == timeout
+            assert each.submitted
+    assert pending(unheard) == 0
+
+
+def test_what_came_while_nobody_asked_is_there(client: OperatorClient) -> None:
+    """A consumer that is slower than the budget gets what was done in time."""
+    submitted = client.batch_submit([([], {"n": n}) for n in range(6)])
+    results = client.as_completed(submitted, timeout=3)
+    first = next(results)
+    until(lambda: pending(client) == 0)
+    threading.Event().wait(3)
+    assert {first.index, *(each.index for each in results if each.success)} == set(range(6))
+
+
+def test_what_is_no_submission(client: OperatorClient) -> None:
+    """It is refused at the call, and named."""
+    wrong: list[Any] = [None, "id", [client.attach("id"), 7]]
+    for submissions in wrong[1:]:
+        with pytest.raises(InvalidTaskError, match=r"submissions\["):
+            client.as_completed(submissions)
+    with pytest.raises(TypeError):
+        client.as_completed(wrong[0])
+    with pytest.raises(ConfigurationError):
+        client.as_completed([], timeout=-1)
+    client.close()
+    with pytest.raises(ClientClosedError):
+        client.as_completed([])
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_who_stops_waiting(unheard: OperatorClient, how: str) -> None:
+    """Nothing stays watched."""
+    bad: Any = [([], {}), ([], {}), 7]
+    results = unheard.as_completed(unheard.batch_submit(bad), timeout=0.4)
+    assert next(results).index == 2
+    assert next(results).index == 0
+    if how == "close":
+        results.close()
+    else:
+        del results
+    waiting = unheard.as_completed([unheard.attach("x"), *unheard.batch_submit(bad)[2:]])
+    next(waiting)
+    with told_of_closing(waiting):
+        until(lambda: pending(unheard) == 1)
+        unheard.close()

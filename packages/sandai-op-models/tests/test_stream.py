@@ -1,6 +1,7 @@
 """Streams: what may be out, what may be yielded, and when."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +21,14 @@ from sandai.op.models import (
 from sandai.op.models.stream import MOST, Arrivals, Window, check_arguments
 
 AWAY = OperatorConnectionError("op", "v1", "away")
+
+
+def add(
+    window: Window, queued: Sequence[str | Exception], deadline: float = math.inf, now: float = 0
+) -> list[str]:
+    """Take tasks, and say what became of them."""
+    window.taken += len(queued)
+    return window.add(queued, deadline, now)
 
 
 def drained(window: Window) -> list[int]:
@@ -52,7 +61,7 @@ def test_results_come_out_as_they_come_in() -> None:
     """Unordered, whoever is done is yielded; the index says which it is."""
     window = Window(3)
     assert window.wanted(0) == 3
-    assert window.add(["a", "b", "c"], math.inf, 0) == ["a", "b", "c"]
+    assert add(window, ["a", "b", "c"]) == ["a", "b", "c"]
     assert [*window] == ["a", "b", "c"]
     assert window.wanted(0) == 0
     assert window.pop() is None
@@ -67,7 +76,7 @@ def test_results_come_out_as_they_come_in() -> None:
 def test_in_order_one_slow_task_holds_the_others() -> None:
     """Ordered, what is done behind a slow one is held, and counts as taken."""
     window = Window(3, ordered=True)
-    window.add(["a", "b", "c"], math.inf, 0)
+    add(window, ["a", "b", "c"])
     window.accept("c", TaskResult())
     window.accept("b", TaskResult())
     assert drained(window) == []
@@ -82,7 +91,7 @@ def test_what_was_not_submitted_is_a_result() -> None:
     """An error takes its place; one in doubt has its id, and is not waited for."""
     window = Window(4, ordered=True)
     wrong, doubt = InvalidTaskError("tasks[0]", "no"), OperatorConnectionError("op", "v1", "?", "x")
-    assert window.add([wrong, "b", doubt], math.inf, 0) == ["b"]
+    assert add(window, [wrong, "b", doubt]) == ["b"]
     assert window.pop() == BatchTaskResult(0, None, False, error=wrong)
     assert window.pop() is None
     window.accept("b", TaskResult())
@@ -94,7 +103,7 @@ def test_what_was_not_submitted_is_a_result() -> None:
 def test_a_reply_that_cannot_be_read_is_an_error_of_its_task() -> None:
     """What decoding raises stands in the result; what nobody waits for is ignored."""
     window = Window(1)
-    window.add(["a"], math.inf, 0)
+    add(window, ["a"])
     window.accept_reply("a", lambda: "no mapping")
     window.accept_reply("a", lambda: pytest.fail("read again"))
     window.accept("b", TaskResult())
@@ -107,15 +116,14 @@ def test_a_reply_that_cannot_be_read_is_an_error_of_its_task() -> None:
 def test_each_task_has_its_own_deadline() -> None:
     """Those whose time is up are told, the oldest first, and when to look next."""
     window = Window(8)
-    window.add(["a", "b"], 10, 0)
-    window.add(["c"], 12, 2)
+    add(window, ["a", "b"], 10, 0)
+    add(window, ["c"], 12, 2)
     assert window.wake_at(more=True) == -math.inf
     assert window.wake_at(more=False) == 10
     assert window.overdue(9.9) == []
     assert window.overdue(10) == ["a", "b"]
-    window.accept("a", TaskTimeoutError("a", 10))
-    window.expect_late("b")
-    window.expect_late("b")
+    for _ in range(2):
+        window.expire(["a", "b"], {"a"}, lambda task_id: TaskTimeoutError(task_id, 10))
     assert window.overdue(11) == []
     assert window.wake_at(more=False) == 12
     assert [*window] == ["c", "b"]
@@ -128,7 +136,7 @@ def test_each_task_has_its_own_deadline() -> None:
 def test_what_is_ready_goes_before_a_few_more() -> None:
     """Tasks are taken many at a time, unless there is nothing to yield meanwhile."""
     window = Window(100)
-    window.add([str(n) for n in range(100)], math.inf, 0)
+    add(window, [str(n) for n in range(100)])
     for n in range(60):
         window.accept(str(n), TaskResult())
     wanted = []
@@ -142,7 +150,7 @@ def test_what_is_ready_goes_before_a_few_more() -> None:
 def test_nobody_waits_for_a_slow_input() -> None:
     """While the input takes its time, it is asked when nothing is ready."""
     window = Window(4)
-    window.add(["a", "b"], math.inf, 0)
+    add(window, ["a", "b"])
     window.slow = True
     window.accept("a", TaskResult())
     assert window.wanted(0) == 0
@@ -158,7 +166,7 @@ def test_a_large_window_is_filled_in_pieces() -> None:
 def test_an_outage_does_not_use_up_the_input() -> None:
     """While submissions fail, one task at a time is tried, ever more seldom, up to a second."""
     window = Window(100)
-    window.add([AWAY] * 100, math.inf, 0)
+    add(window, [AWAY] * 100)
     assert len(drained(window)) == 100
     now, pauses = 0.0, []
     for _ in range(8):
@@ -168,13 +176,13 @@ def test_an_outage_does_not_use_up_the_input() -> None:
         assert window.wanted(then) == 1
         pauses.append(round(then - now, 3))
         now = then
-        window.add([ClientPoolTimeoutError("broker", 1, 1) if now > 1 else AWAY], math.inf, now)
+        add(window, [ClientPoolTimeoutError("broker", 1, 1) if now > 1 else AWAY], math.inf, now)
         drained(window)
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1]
     now = window.wake_at(more=True)
-    window.add([InvalidTaskError("tasks[9]", "no")], math.inf, now)
+    add(window, [InvalidTaskError("tasks[9]", "no")], math.inf, now)
     assert window.wanted(now) == 1
-    window.add(["a"], math.inf, now)
+    add(window, ["a"], math.inf, now)
     drained(window)
     assert window.wanted(now) == 99
 
@@ -186,7 +194,7 @@ def test_any_course(data: st.DataObject, size: int, ordered: bool, total: int) -
     out: list[int] = []
     yielded: list[BatchTaskResult] = []
     refused = set()
-    late: dict[str, bool] = {}
+    late: set[str] = set()
     now = 0.0
     for _ in range(6 * total + 20):
         count = min(window.wanted(now), total - window.taken)
@@ -199,19 +207,17 @@ def test_any_course(data: st.DataObject, size: int, ordered: bool, total: int) -
                 away = [data.draw(st.sampled_from([False, False, True])) for _ in range(number)]
                 queued = [AWAY if away[n] else str(first + n) for n in range(number)]
                 refused |= {first + n for n, each in enumerate(queued) if each is AWAY}
-                ids = window.add(queued, now + 3, now)
+                ids = add(window, queued, now + 3, now)
                 assert ids == [each for each in queued if isinstance(each, str)]
             case "reply":
                 task_id = data.draw(st.sampled_from(waiting))
                 window.accept(task_id, TaskResult(results={"n": task_id}))
                 out.append(int(task_id))
             case "late":
-                for task_id in window.overdue(now):
-                    late[task_id] = data.draw(st.booleans())
-                    if late[task_id]:
-                        window.accept(task_id, TaskTimeoutError(task_id, 3))
-                    else:
-                        window.expect_late(task_id)
+                overdue = window.overdue(now)
+                given_up = {task_id for task_id in overdue if data.draw(st.booleans())}
+                late |= given_up
+                window.expire(overdue, given_up, lambda task_id: TaskTimeoutError(task_id, 3))
             case "yield":
                 if (result := window.pop()) is not None:
                     yielded.append(result)
@@ -231,7 +237,7 @@ def test_any_course(data: st.DataObject, size: int, ordered: bool, total: int) -
         if result.success:
             assert result.results == {"n": str(result.index)}
         else:
-            assert result.error is AWAY or late[str(result.index)]
+            assert result.error is AWAY or str(result.index) in late
 
 
 def test_arrivals_fill_every_place() -> None:

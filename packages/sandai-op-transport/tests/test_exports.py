@@ -13,7 +13,7 @@ EXPORTS = """
     DEFAULT_URL DocumentDecoder Health HubStatistics IDLE_SECONDS Item Limiter LimiterStatistics
     MESSAGES_PER_WRITE MessageFactory OperatorApp Outage Outcome PENDING Posting PushPolicy
     PushRefused PushSession READY_STATES Reader RedisBackend RedisBroker RedisConnection
-    RedisConnector Rendering ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls
+    RedisConnector Rendering ResultDocument Revoker SHORTEST SweepSchedule TaskBuilder TaskControls
     TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable YOUNG
     client_app close_in_child interrupted last_reply pending read_reply ready_responses resolve
     statistics watch

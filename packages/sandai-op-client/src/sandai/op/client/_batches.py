@@ -9,7 +9,7 @@ from sandai.op.models import (
     OperatorError,
     batch,
 )
-from sandai.op.transport import Config, TaskControls
+from sandai.op.transport import Config, Revoker, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._results import ResultReader
@@ -22,6 +22,7 @@ class BatchCalls:
     config: Config
     _submitter: Submitter
     _results: ResultReader
+    _revoker: Revoker
 
     def attach(self, task_id: str) -> OperatorAsyncResult:
         """
@@ -31,6 +32,26 @@ class BatchCalls:
         """
         self._results.check_open()
         return self._results.handle(task_id)
+
+    def revoke(
+        self,
+        tasks: Iterable[OperatorAsyncResult | SubmittedTask | str],
+        *,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+    ) -> None:
+        """
+        Tell the workers to skip tasks: handles, submissions or task ids; one broadcast.
+
+        Whoever waits for one that has not begun gets :class:`TaskCancelledError`, when
+        a worker comes to it. With *terminate* one that runs is sent *signal*, where the
+        workers are processes (``-P prefork``). Workers that are not there do not hear
+        it. Raises :class:`InvalidTaskError` for what has no task's id,
+        :class:`ConfigurationError` for the signal,
+        :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
+        """
+        self._results.check_open()
+        self._revoker.revoke(map(_id_of, tasks), terminate=terminate, signal=signal)
 
     def batch_submit(
         self,
@@ -148,5 +169,11 @@ class BatchCalls:
         documents = self._results.wait_many(list(reducer), limit, delete=delete, deadline=deadline)
         for document in documents:
             reducer.accept_reply(document.task_id, document.reply)
+        if limit:
+            self._revoker.give_up(reducer)
         reducer.expire(limit, self._results.failure)
         return reducer.results()
+
+
+def _id_of(task: object) -> object:
+    return task.task_id if isinstance(task, OperatorAsyncResult | SubmittedTask) else task

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from concurrent.futures import wait
 from functools import partial
 from typing import Any, Unpack
 
@@ -16,6 +17,7 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
@@ -25,6 +27,7 @@ from sandai.op.transport import (
     ClientArguments,
     ConfiguredClient,
     ResultDocument,
+    Revoker,
     TaskControls,
     TaskMessage,
     Transport,
@@ -40,6 +43,9 @@ from ._streams import StreamCalls
 from ._submitter import Artifacts, Options, Submitter
 
 logger = logging.getLogger("sandai.op.client")
+
+#: Seconds for which closing waits until what was given up is revoked.
+_DRAINING = 1.0
 
 
 class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
@@ -117,7 +123,10 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             metrics=metrics,
         )
         self._transport = Transport(self.config)
-        self._results = ResultReader(self.config, self._transport)
+        self._results = results = ResultReader(self.config, self._transport)
+        self._revoker = Revoker(
+            lambda: results.app, given_up=self.config.cancel_on_timeout, logger=logger
+        )
         self._closed = False
         self._submitter = Submitter(self.config, self._transport, self._results.handle)
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
@@ -174,7 +183,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
-        document = self._wait(message.task_id, timeout, deadline, submit=message)
+        document = self._answer(message.task_id, timeout, deadline, submit=message)
         return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
@@ -241,11 +250,13 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
 
         Waits outstanding, in whatever thread, and later calls get
         :class:`ClientClosedError`. The last client of a sharing key closes its
-        connections.
+        connections. With ``cancel_on_timeout`` it waits, a second at most, until
+        what was given up is revoked.
         """
         if not self._closed:
             self._closed = True
             try:
+                self._drain()
                 self._results.close()
             finally:
                 self._transport.release()
@@ -261,10 +272,26 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             self._closed = True
             # Neither takes a lock or does I/O; handles that live on are told.
             self._results.end_waits()
+            self._revoker.abandon()
             self._transport.abandon()
             # At last, since it raises where warnings are errors.
             if not sys.is_finalizing():
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
+
+    def _answer(
+        self,
+        task_id: str,
+        timeout: float | None,
+        deadline: float,
+        *,
+        submit: TaskMessage | None = None,
+    ) -> ResultDocument:
+        try:
+            return self._wait(task_id, timeout, deadline, submit=submit)
+        except TaskTimeoutError as error:
+            if error.timeout:  # a look gives nothing up
+                self._revoker.give_up([task_id])
+            raise
 
     def _wait(
         self,
@@ -288,10 +315,15 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 
+    def _drain(self) -> None:
+        drained = self._revoker.drain()
+        if drained is not None:
+            wait([drained], _DRAINING)
+
     def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
         task_id = self._submitter.send(self._submitter.description())
-        reply = self._wait(task_id, None, deadline).reply()
+        reply = self._answer(task_id, None, deadline).reply()
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

@@ -99,7 +99,8 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
     ``get()`` returns the operator's raw reply envelope. It raises
     :class:`TaskTimeoutError`, :class:`TaskExecutionError` (the Celery task
     failed), :class:`TaskCancelledError` (revoked) and
-    :class:`InvalidResultFormatError`; it leaves the result to others.
+    :class:`InvalidResultFormatError`; it leaves the result to others, and where it
+    runs out of time, the task too: ``cancel_on_timeout`` is not for handles.
     """
 
     @property
@@ -119,6 +120,25 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
         return super().get(timeout, propagate, *args, **inside)
 
     wait = get
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """
+        Tell the workers to skip the task; as Celery's, within the client's budget.
+
+        Whoever waits for it gets :class:`TaskCancelledError`, when a worker comes to
+        it. With *terminate* it is sent *signal* (``"SIGTERM"``) if it runs, where the
+        workers are processes (``-P prefork``). With *wait* the workers' answers are
+        waited for, *timeout* seconds (1). Raises :class:`OperatorConnectionError` and
+        :class:`ClientPoolTimeoutError`.
+        """
+        return super().revoke(connection, terminate, signal, wait, timeout)
 
     def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
         """

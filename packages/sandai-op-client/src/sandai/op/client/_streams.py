@@ -1,12 +1,14 @@
-"""The streaming calls: as many tasks as the input has, some of them out at a time."""
+"""The streaming calls: results as they come, of tasks that are out a number at a time."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
-from sandai.op.models import BatchTaskResult, stream
-from sandai.op.transport import Config, TaskBuilder, TaskControls
+from sandai.op.models import BatchTaskResult, InvalidTaskError, stream
+from sandai.op.transport import Config, Revoker, TaskBuilder, TaskControls
 
+from ._handle import OperatorAsyncResult, SubmittedTask
 from ._hub import ResultHub
 from ._mailbox import Mailbox
 from ._results import ResultReader
@@ -21,6 +23,7 @@ class StreamCalls:
     config: Config
     _submitter: Submitter
     _results: ResultReader
+    _revoker: Revoker
 
     def map(
         self,
@@ -58,7 +61,55 @@ class StreamCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         self._submitter.check(controls)
         source = Source(TaskBuilder.iterated(tasks))
-        return _Stream(self, source, stream.Window(size, ordered), controls).results()
+        return _Stream(self, source, stream.Window(size, bool(ordered)), controls).results()
+
+    def as_completed(
+        self,
+        submissions: Iterable[SubmittedTask | OperatorAsyncResult],
+        *,
+        timeout: float | None = None,
+    ) -> Results:
+        """
+        Yield the results of tasks that were submitted before, as they come.
+
+        *submissions* are what :meth:`batch_submit`, :meth:`async_call` and
+        :meth:`attach` returned. ``index`` is a submission's own; a handle's is its
+        place in *submissions*. What stands there twice is yielded twice.
+
+        *timeout* (seconds) is one budget for all, counted from the call: what is not
+        there by then is yielded at the end, as a :class:`TaskTimeoutError`; 0 looks
+        once. The call raises :class:`InvalidTaskError` for what is no submission, the
+        iterator :class:`ClientClosedError`, and with a timeout of 0 what a single look
+        raises.
+        """
+        self._results.check_open()
+        deadline = self._results.deadline(timeout)
+        arrivals = stream.Arrivals()
+        given: Iterable[object] = submissions
+        for number, each in enumerate(given):
+            match each:
+                case SubmittedTask():
+                    arrivals.expect(each.index, each.task_id, each.error)
+                case OperatorAsyncResult():
+                    arrivals.expect(number, each.task_id, None)
+                case _:
+                    kind = type(each).__name__
+                    reason = f"a submission or a handle was expected, not {kind}"
+                    raise InvalidTaskError(f"submissions[{number}]", reason)
+        return self._arriving(arrivals, self._results.wait_limit(timeout), deadline)
+
+    def _arriving(self, arrivals: stream.Arrivals, limit: float | None, deadline: float) -> Results:
+        while arrivals.failed:
+            yield arrivals.failed.popleft()
+        delete = self.config.auto_forget_result
+        documents = self._results.wait_many(list(arrivals), limit, delete=delete, deadline=deadline)
+        for document in documents:
+            yield from arrivals.accept_reply(document.task_id, document.reply)
+        late = list(arrivals)
+        if limit:
+            self._revoker.give_up(late)
+        for task_id in late:
+            yield from arrivals.accept(task_id, self._results.late(task_id, limit))
 
 
 class Source:
@@ -103,6 +154,7 @@ class _Stream:
         self, client: StreamCalls, source: Source, window: stream.Window, controls: TaskControls
     ) -> None:
         self._submitter, self._reader = client._submitter, client._results
+        self._revoker = client._revoker
         self._delete = client.config.auto_forget_result
         self._source = source
         self._window = window
@@ -111,10 +163,10 @@ class _Stream:
 
     def results(self) -> Results:
         window = self._window
-        hub = None
         with self._reader.mailbox() as mailbox:
+            hub = self._reader.hub_to_wait_on()
+            held = self._revoker.hold()
             try:
-                hub = self._reader.hub_to_wait_on()
                 while self._source.open or not window.empty:
                     self._reader.check_open()
                     self._receive(hub, mailbox, 0.0)
@@ -128,14 +180,15 @@ class _Stream:
                         self._receive(hub, mailbox, until)
             except GeneratorExit:
                 # Dropped, perhaps in a finalizer, inside any lock: the hub's thread sees to it.
-                if hub is not None and (gone := list(window)):
+                if gone := list(window):
                     hub.unwatch_later(gone, mailbox)
                 raise
             except BaseException:
-                if hub is not None:
-                    hub.unwatch(list(window), mailbox)
+                hub.unwatch(list(window), mailbox)
                 raise
             finally:
+                if held:
+                    self._revoker.let_go(list(window))
                 self._source.close()
         if self._source.error is not None:
             try:
@@ -148,8 +201,9 @@ class _Stream:
         tasks, window.slow = self._source.take(count)
         if not tasks:
             return
+        window.taken += len(tasks)
         deadline = self._reader.deadline(self._controls.timeout)
-        queued = self._submitter.tasks(tasks, self._controls, first=window.taken)
+        queued = self._submitter.tasks(tasks, self._controls, first=window.added)
         ids = window.add(queued, deadline, time.monotonic())
         if ids:
             hub.watch(ids, mailbox, delete=self._delete)
@@ -158,13 +212,7 @@ class _Stream:
         window = self._window
         for document in mailbox.get_all(until):
             window.accept_reply(document.task_id, document.reply)
-        late = window.overdue(time.monotonic())
-        if not late:
-            return
-        given_up = hub.unwatch(late, mailbox)
-        for task_id in late:
-            if task_id in given_up:
-                window.accept(task_id, self._reader.late(task_id, self._limit))
-            else:
-                # Taken for us at the last moment: nobody else will be told of it.
-                window.expect_late(task_id)
+        if late := window.overdue(time.monotonic()):
+            given_up = hub.unwatch(late, mailbox)
+            self._revoker.give_up(given_up)
+            window.expire(late, given_up, partial(self._reader.late, timeout=self._limit))

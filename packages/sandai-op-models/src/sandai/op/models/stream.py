@@ -6,7 +6,7 @@ Nothing here does I/O or knows of threads or loops. Times are of ``time.monotoni
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from attrs import define, field
 
@@ -49,8 +49,8 @@ class Window:
     The tasks of a stream that are out, or done and not yet yielded: at most ``size``.
 
     Whoever does the I/O takes :meth:`wanted` tasks from the input, queues them and
-    says so to :meth:`add`, gives what comes to :meth:`accept_reply` and what is late to
-    :meth:`accept`, and yields what :meth:`pop` returns. Results come out as they come
+    says so to :meth:`add`, gives what comes to :meth:`accept_reply`, sees to what is
+    :meth:`overdue`, and yields what :meth:`pop` returns. Results come out as they come
     in, or with ``ordered`` in the order of the input.
     """
 
@@ -65,8 +65,10 @@ class Window:
     _held: dict[int, BatchTaskResult] = field(factory=dict, init=False)
     _pause: float = field(default=0.0, init=False)
     _paused_until: float = field(default=-math.inf, init=False)
-    #: How many tasks have been taken from the input; the index of the next.
+    #: How many tasks have been taken from the input: whoever takes one says so here.
     taken: int = field(default=0, init=False)
+    #: How many of those have been queued, or have failed to be: the index of the next.
+    added: int = field(default=0, init=False)
     #: Whether the input took its time: then what is ready does not wait for it.
     slow: bool = field(default=False, init=False)
 
@@ -89,11 +91,13 @@ class Window:
         is over: the input is not used up in an outage.
         """
         room = self._size - (self.taken - self._yielded)
-        if now < self._paused_until:
+        if not room or now < self._paused_until:
             return 0
         if self._ready and (self.slow or room < max(1, self._size // 4)):
             return 0
-        return min(room, 1 if self._pause else MOST)
+        if self._pause:
+            return int(self.taken == self.added)
+        return min(room, MOST)
 
     def add(self, queued: Sequence[str | Exception], deadline: float, now: float) -> list[str]:
         """
@@ -103,7 +107,7 @@ class Window:
         """
         ids = []
         for each in queued:
-            index, self.taken = self.taken, self.taken + 1
+            index, self.added = self.added, self.added + 1
             if isinstance(each, Exception):
                 self._done(unsubmitted(index, getattr(each, "task_id", None), each))
             else:
@@ -139,10 +143,19 @@ class Window:
             late.append(task_id)
         return late
 
-    def expect_late(self, task_id: str) -> None:
-        """Wait for a result that is on its way, though its deadline has passed."""
-        if (entry := self._out.pop(task_id, None)) is not None:
-            self._coming[task_id] = entry[0]
+    def expire(
+        self, late: Sequence[str], given_up: Container[str], error: Callable[[str], Exception]
+    ) -> None:
+        """
+        Give up those of :meth:`overdue` that are in *given_up*, each with its *error*.
+
+        The result of the others is on its way, and told to nobody else: it is waited for.
+        """
+        for task_id in late:
+            if task_id in given_up:
+                self.accept(task_id, error(task_id))
+            elif (entry := self._out.pop(task_id, None)) is not None:
+                self._coming[task_id] = entry[0]
 
     def wake_at(self, *, more: bool) -> float:
         """
@@ -180,7 +193,7 @@ class Arrivals:
 
     _waiting: dict[str, tuple[int, ...]] = field(factory=dict, init=False)
     #: The results of what was not, or not certainly, submitted.
-    failed: list[BatchTaskResult] = field(factory=list, init=False)
+    failed: deque[BatchTaskResult] = field(factory=deque, init=False)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids still waited for."""

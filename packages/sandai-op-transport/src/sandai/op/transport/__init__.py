@@ -22,6 +22,7 @@ from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
 from ._redis_push import MESSAGES_PER_WRITE, Item, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
+from ._revoking import Revoker
 from ._settings import ClientArguments, ConfiguredClient
 from ._submission import TaskBuilder, TaskControls
 from ._submit_retries import Attempts
@@ -72,6 +73,7 @@ __all__ = [
     "RedisConnector",
     "Rendering",
     "ResultDocument",
+    "Revoker",
     "SweepSchedule",
     "TaskBuilder",
     "TaskControls",
