@@ -131,6 +131,45 @@ def test_those_who_give_up_at_the_same_time_go_together(control: Control, revoke
     assert len(sent) < 25
 
 
+def test_who_asks_in_a_loop(control: Control, revoker: Revoker) -> None:
+    """post() tells when it is done; those who come together, and want the same, share."""
+    control.gate.clear()
+    first = revoker.post(["a"])
+    control.sent.get(timeout=WAIT)
+    posted = [revoker.post([task_id]) for task_id in "bcb"]
+    hard = revoker.post(["d"], terminate=True, signal="SIGKILL")
+    cancelled = revoker.post(["e"])
+    revoker.give_up(["f"])
+    assert cancelled is not None
+    assert cancelled.cancel()
+    control.gate.set()
+    for each in [first, *posted, hard]:
+        assert each is not None
+        assert each.result(WAIT) is None
+    assert control.sent.get()[0] == ["b", "c", "f"]
+    assert control.sent.get() == (["d"], {"terminate": True, "signal": "SIGKILL"})
+    until(lambda: not threads())
+    assert control.sent.empty()
+    with pytest.raises(InvalidTaskError):
+        revoker.post([""])
+    assert not threads()
+
+
+def test_who_asks_is_told_of_a_failure(
+    control: Control, revoker: Revoker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has an error of its own, and nothing is logged of it."""
+    control.fail = OperatorConnectionError("op", "v1", "away")
+    posted = [revoker.post([task_id]) for task_id in "ab"]
+    errors = [each.exception(WAIT) for each in posted if each is not None]
+    assert [str(error) for error in errors] == ["operator op v1: away"] * 2
+    assert errors[0] is not errors[1]
+    until(lambda: not threads())
+    assert not caplog.records
+    revoker.drain()
+    assert revoker.post(["c"]) is None
+
+
 def test_nothing_at_all_when_off(control: Control) -> None:
     """Without the setting giving up is nothing; revoking is what it was."""
     off = revoker_of(control, given_up=False)

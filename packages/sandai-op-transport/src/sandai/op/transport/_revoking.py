@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from copy import copy
 from queue import SimpleQueue
 from signal import Signals
 
+from attrs import evolve, frozen
 from celery import Celery
 
 from sandai.op.models import ConfigurationError, protocol
@@ -21,6 +23,16 @@ from sandai.op.models import ConfigurationError, protocol
 _MOST = 10_000
 #: Seconds in which those who give up at the same time come together.
 _GATHER = 0.01
+
+
+@frozen
+class _Job:
+    """What somebody waits for, or has given up (``told`` is ``None``)."""
+
+    task_ids: list[str]
+    terminate: bool = False
+    signal: str = "SIGTERM"
+    told: "Future[None] | None" = None
 
 
 class Revoker:
@@ -35,18 +47,20 @@ class Revoker:
         self, app: Callable[[], Celery], *, given_up: bool, logger: logging.Logger
     ) -> None:
         self._app = app
-        self._enabled = given_up
+        self._given_up = given_up
         self._logger = logger
+        self._closed = False
         self._reset()
 
     def _reset(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: How many may yet give up, or have and are not seen to.
+        #: How many jobs have been announced, and are not done.
         self._held = 0
         # A SimpleQueue may be put to in a finalizer.
-        self._given_up: SimpleQueue[list[str] | Future[None]] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | Future[None]] = SimpleQueue()
+        # Last: another thread of a forked child must not see the parent's lock.
+        self._process = os.getpid()
 
     def revoke(
         self, task_ids: Iterable[object], *, terminate: bool = False, signal: str = "SIGTERM"
@@ -59,95 +73,144 @@ class Revoker:
         :class:`ConfigurationError` for what is no signal's name,
         :class:`ClientPoolTimeoutError` and :class:`OperatorConnectionError`.
         """
-        if signal not in list(Signals.__members__):
-            raise ConfigurationError("signal", signal, "must be a signal's name, like 'SIGTERM'")
-        ids = list(dict.fromkeys(protocol.check_task_id(task_id) for task_id in task_ids))
-        for start in range(0, len(ids), _MOST):
-            self._app().control.revoke(
-                ids[start : start + _MOST], terminate=bool(terminate), signal=signal
-            )
+        self._broadcast(_job(task_ids, terminate, signal))
+
+    def post(
+        self, task_ids: Iterable[object], *, terminate: bool = False, signal: str = "SIGTERM"
+    ) -> "Future[None] | None":
+        """
+        Have tasks revoked in a thread; return what is done then, or fails as :meth:`revoke`.
+
+        Those who come together share a broadcast. ``None`` once the client is closed.
+        """
+        job = _job(task_ids, terminate, signal, Future())
+        if not self._announce():
+            return None
+        self._jobs.put(job)
+        return job.told
 
     # Of those who gave up.
 
     def give_up(self, task_ids: Iterable[str]) -> None:
         """Have tasks revoked soon, if the client is set so; never raises for the broker."""
-        if self._enabled and (ids := list(task_ids)) and self.hold():
+        if self._given_up and (ids := list(task_ids)) and self.hold():
             self.let_go(ids)
 
     def hold(self) -> bool:
         """Begin what ends with :meth:`let_go`; ``False`` when there will be no revoking."""
-        if not self._enabled:
+        try:
+            return self._given_up and self._announce()
+        except RuntimeError as error:  # no thread to be had, or the program ends
+            self._logger.warning("tasks given up are not revoked: %s", error)
             return False
-        if self._process != os.getpid():
-            # A forked child: the thread, and whoever held the lock, stayed behind.
-            self._reset()
-        with self._lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="sandai-op-revoke", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no thread to be had, or the program ends
-                    self._logger.warning("tasks given up are not revoked: %s", error)
-                    return False
-                self._thread = thread
-            self._held += 1
-        return True
 
     def let_go(self, task_ids: list[str]) -> None:
         """End what :meth:`hold` began, and have tasks revoked; no lock, no I/O."""
-        self._given_up.put(task_ids)
+        self._jobs.put(_Job(task_ids))
+
+    # The end.
 
     def drain(self) -> "Future[None] | None":
-        """End the thread; return what is done once all that was given up is revoked."""
+        """End the thread; return what is done once all that was to be revoked is."""
         if self._process != os.getpid():
             return None
         with self._lock:
-            self._enabled = False
+            self._closed = True
             if self._thread is None:
                 return None
             drained: Future[None] = Future()
-            self._given_up.put(drained)
+            self._jobs.put(drained)
             return drained
 
     def abandon(self) -> None:
         """End the thread soon; for finalizers."""
-        self._enabled = False
-        self._given_up.put(Future())
+        self._closed = True
+        self._jobs.put(Future())
+
+    def _announce(self) -> bool:
+        if self._process != os.getpid():
+            # A forked child: the thread, and whoever held the lock, stayed behind.
+            self._reset()
+        with self._lock:
+            if self._closed:
+                return False
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="sandai-op-revoke", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._held += 1
+            return True
+
+    # The thread.
 
     def _run(self) -> None:
         while True:
-            gone, ended = self._next()
-            if gone:
-                self._try(gone)
-            if ended is not None:
-                with self._lock:
-                    self._thread = None
-                if ended.set_running_or_notify_cancel():
-                    ended.set_result(None)
-                return
+            jobs, end = self._next()
+            for job in _together(jobs):
+                self._try(job)
             with self._lock:
-                if not self._held:
-                    self._thread = None
-                    return
+                self._held -= len(jobs)
+                if self._held and end is None:
+                    continue
+                self._thread = None
+            if end is not None and end.set_running_or_notify_cancel():
+                end.set_result(None)
+            return
 
-    def _next(self) -> "tuple[list[str], Future[None] | None]":
-        """Wait for somebody to give up; return all that have, and whether this is the end."""
-        gone: list[str] = []
-        first, count = self._given_up.get(), 0
-        if not isinstance(first, Future):
+    def _next(self) -> "tuple[list[_Job], Future[None] | None]":
+        """Wait for a job; return all that there are, and whether this is the end."""
+        jobs: list[_Job] = []
+        item = self._jobs.get()
+        if isinstance(item, _Job):
             time.sleep(_GATHER)
-        while not isinstance(first, Future):
-            gone += first
-            count += 1
-            if self._given_up.empty():
-                break
-            first = self._given_up.get()
-        with self._lock:
-            self._held -= count
-        return gone, first if isinstance(first, Future) else None
+        while isinstance(item, _Job):
+            jobs.append(item)
+            if self._jobs.empty():
+                return jobs, None
+            item = self._jobs.get()
+        return jobs, item
 
-    def _try(self, task_ids: list[str]) -> None:
+    def _try(self, jobs: list[_Job]) -> None:
+        task_ids = list(dict.fromkeys(task_id for job in jobs for task_id in job.task_ids))
+        error = None
         try:
-            self.revoke(task_ids)
-        except Exception as error:
-            self._logger.warning("revoking %d tasks given up: %s", len(task_ids), str(error))
+            self._broadcast(evolve(jobs[0], task_ids=task_ids))
+        except Exception as failed:
+            error = failed
+        given_up = 0
+        for job in jobs:
+            if job.told is None:
+                given_up += len(job.task_ids)
+            elif error is None:
+                job.told.set_result(None)
+            else:
+                job.told.set_exception(copy(error))
+        if error is not None and given_up:
+            self._logger.warning("revoking %d tasks given up: %s", given_up, str(error))
+
+    def _broadcast(self, job: _Job) -> None:
+        for start in range(0, len(job.task_ids), _MOST):
+            self._app().control.revoke(
+                job.task_ids[start : start + _MOST], terminate=job.terminate, signal=job.signal
+            )
+
+
+def _job(
+    task_ids: Iterable[object],
+    terminate: bool,
+    signal: str,
+    told: "Future[None] | None" = None,
+) -> _Job:
+    if signal not in list(Signals.__members__):
+        raise ConfigurationError("signal", signal, "must be a signal's name, like 'SIGTERM'")
+    ids = list(dict.fromkeys(protocol.check_task_id(task_id) for task_id in task_ids))
+    return _Job(ids, bool(terminate), signal, told)
+
+
+def _together(jobs: Iterable[_Job]) -> Iterable[list[_Job]]:
+    """Return jobs by what is to be done; without those that nobody waits for any more."""
+    alike: dict[tuple[bool, str], list[_Job]] = {}
+    for job in jobs:
+        if job.told is None or job.told.set_running_or_notify_cancel():
+            alike.setdefault((job.terminate, job.signal), []).append(job)
+    return alike.values()
