@@ -24,6 +24,7 @@ from sandai.op.transport import HubStatistics
 
 from ._client import AsyncOperatorClient, create_async_client
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
+from ._result_stream import ResultStream
 
 __all__ = [
     "AsyncOperatorClient",
@@ -43,6 +44,7 @@ __all__ = [
     "OperatorDescription",
     "OperatorError",
     "Priority",
+    "ResultStream",
     "TaskCancelledError",
     "TaskDeadlineExceededError",
     "TaskExecutionError",

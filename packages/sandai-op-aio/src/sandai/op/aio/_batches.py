@@ -1,5 +1,6 @@
 """The batch calls: submit many, collect many."""
 
+import asyncio
 from collections.abc import Iterable
 
 from sandai.op.models import (
@@ -10,7 +11,7 @@ from sandai.op.models import (
     batch,
     protocol,
 )
-from sandai.op.transport import Config, ResultDocument, TaskControls
+from sandai.op.transport import Config, ResultDocument, Revoker, TaskControls
 
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
@@ -27,6 +28,7 @@ class BatchCalls:
     config: Config
     _submitter: Submitter
     _results: ResultReader
+    _revoker: Revoker
 
     async def attach(self, task_id: str) -> AsyncTaskHandle:
         """
@@ -36,6 +38,25 @@ class BatchCalls:
         """
         self._results.check_open()
         return AsyncTaskHandle(protocol.check_task_id(task_id), self._results)
+
+    async def revoke(
+        self,
+        tasks: Iterable[AsyncTaskHandle | AsyncSubmittedTask | str],
+        *,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+    ) -> None:
+        """
+        Tell the workers to skip tasks: handles, submissions or task ids; one broadcast.
+
+        Whoever waits for one that has not begun gets :class:`TaskCancelledError`, when
+        a worker comes to it. With *terminate* one that runs is sent *signal*, where the
+        workers are processes (``-P prefork``). Workers that are not there do not hear
+        it. Raises :class:`InvalidTaskError` for what has no task's id,
+        :class:`ConfigurationError` for the signal,
+        :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
+        """
+        await self._results.revoke(map(_id_of, tasks), terminate=terminate, signal=signal)
 
     async def batch_submit(
         self,
@@ -57,7 +78,7 @@ class BatchCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         submissions: list[AsyncSubmittedTask] = []
         breath = Breath()
-        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+        for index, queued in enumerate(await self._submitted(tasks, controls)):
             if isinstance(queued, OperatorError):
                 submissions.append(AsyncSubmittedTask(index, error=queued))
             else:
@@ -111,7 +132,7 @@ class BatchCalls:
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         reducer, breath = batch.BatchReducer(), Breath()
-        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+        for index, queued in enumerate(await self._submitted(tasks, controls)):
             reducer.expect_queued(index, queued)
             if breath.due:
                 await breath()
@@ -155,6 +176,14 @@ class BatchCalls:
         )
         return [result.to_legacy_tuple() for result in results]
 
+    async def _submitted(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
+        batch = self._submitter.batch(tasks, controls)
+        try:
+            return await self._submitter.submit(batch)
+        except asyncio.CancelledError:
+            self._revoker.give_up(batch.ids)
+            raise
+
     async def _results_of(
         self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
     ) -> list[BatchTaskResult]:
@@ -163,10 +192,24 @@ class BatchCalls:
         def accept(document: ResultDocument) -> None:
             reducer.accept_reply(document.task_id, document.reply)
 
-        await self._results.wait_many(
-            list(reducer), limit, accept, delete=self.config.auto_forget_result, deadline=deadline
-        )
+        try:
+            await self._results.wait_many(
+                list(reducer),
+                limit,
+                accept,
+                delete=self.config.auto_forget_result,
+                deadline=deadline,
+            )
+        except asyncio.CancelledError:
+            self._revoker.give_up(reducer)
+            raise
+        if limit:  # a look gives nothing up
+            self._revoker.give_up(reducer)
         while reducer:
             reducer.expire(limit, self._results.failure, most=_EXPIRED)
             await breath()
         return reducer.results()
+
+
+def _id_of(task: object) -> object:
+    return task.task_id if isinstance(task, AsyncTaskHandle | AsyncSubmittedTask) else task

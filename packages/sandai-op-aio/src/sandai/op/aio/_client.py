@@ -17,6 +17,7 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
@@ -34,17 +35,20 @@ from sandai.op.transport import (
 )
 
 from ._batches import BatchCalls
-from ._celery import ClientApp
 from ._handle import AsyncTaskHandle
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
+from ._streams import StreamCalls
 from ._submitter import Artifacts, Options, Submitter
 from ._turns import call_on
 
 logger = logging.getLogger("sandai.op.aio")
 
+#: Seconds for which closing waits until what was given up is revoked.
+_DRAINING = 1.0
 
-class AsyncOperatorClient(BatchCalls, ConfiguredClient):
+
+class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
     """
     Hand tasks to one operator and wait for its answers, on any event loop.
 
@@ -120,9 +124,9 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         )
         self._transport = Transport(self.config)
         self._results = ResultReader(self.config, self._transport)
+        self._revoker = self._results.revoker
         self._closed = False
-        self._app = ClientApp(self.config, self._transport, self._results.check_open)
-        self._submitter = Submitter(self.config, self._transport, self._app.child)
+        self._submitter = Submitter(self.config, self._transport, self._results.app.child)
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
         self._debug("configured: %s", self.config)
 
@@ -134,7 +138,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         For what Celery sends (``control.revoke()``), in a thread: it blocks. Results
         are read by this client alone.
         """
-        return self._app.get()
+        return self._results.app.get()
 
     # One task.
 
@@ -158,7 +162,11 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
-        return AsyncTaskHandle(await self._submitter.send(message), self._results)
+        try:
+            return AsyncTaskHandle(await self._submitter.send(message), self._results)
+        except asyncio.CancelledError:
+            self._revoker.give_up([message.task_id])
+            raise
 
     async def sync(
         self,
@@ -186,7 +194,11 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         waiting = self._wait(task_id, timeout, deadline, submit=message)
         # While a hundred thousand wait, their messages are not kept.
         del message, input_artifacts, options, controls
-        document = await waiting
+        try:
+            document = await waiting
+        except (TaskTimeoutError, asyncio.CancelledError) as error:
+            self._gave_up(task_id, error)
+            raise
         return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
@@ -252,12 +264,16 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
 
         Waits outstanding, on whatever loop, and later calls get
         :class:`ClientClosedError`. The last client of a sharing key closes its
-        connections.
+        connections. With ``cancel_on_timeout`` it waits, a second at most, until
+        what was given up is revoked.
         """
         if not self._closed:
             self._closed = True
-            self._results.end_waits()
-            await self._release()
+            try:
+                await self._drain()
+            finally:
+                self._results.end_waits()
+                await self._release()
             # A turn for the sockets of this loop.
             await asyncio.sleep(0)
 
@@ -272,6 +288,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             self._closed = True
             # Neither locks or waits; handles that live on are told.
             self._results.end_waits()
+            self._revoker.abandon()
             self._transport.abandon()
             # At last, since it raises where warnings are errors.
             if not sys.is_finalizing():
@@ -316,10 +333,24 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 
+    def _gave_up(self, task_id: str, error: BaseException) -> None:
+        # A timeout of 0 was a look, which gives nothing up.
+        if not isinstance(error, TaskTimeoutError) or error.timeout:
+            self._revoker.give_up([task_id])
+
+    async def _drain(self) -> None:
+        drained = self._revoker.drain()
+        if drained is not None:
+            await asyncio.wait([asyncio.wrap_future(drained)], timeout=_DRAINING)
+
     async def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
         task_id = await self._submitter.send(self._submitter.description())
-        reply = (await self._wait(task_id, None, deadline)).reply()
+        try:
+            reply = (await self._wait(task_id, None, deadline)).reply()
+        except (TaskTimeoutError, asyncio.CancelledError) as error:
+            self._gave_up(task_id, error)
+            raise
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

@@ -35,7 +35,8 @@ class AsyncTaskHandle:
         *timeout* in seconds, ``None`` for the client's, 0 for a single look. Raises
         :class:`TaskTimeoutError`, :class:`TaskExecutionError` (the Celery task
         failed), :class:`TaskCancelledError` (revoked) and
-        :class:`InvalidResultFormatError`.
+        :class:`InvalidResultFormatError`. Where it runs out of time, or is cancelled,
+        the task is left to others: ``cancel_on_timeout`` is not for handles.
         """
         limit = self._results.wait_limit(timeout)
         document = await self._results.wait(self.task_id, limit, delete=False)
@@ -48,6 +49,17 @@ class AsyncTaskHandle:
     async def state(self) -> str:
         """Look once: Celery's state; ``PENDING`` also for what nobody knows."""
         return (await self._results.look(self.task_id)).state
+
+    async def revoke(self, *, terminate: bool = False, signal: str = "SIGTERM") -> None:
+        """
+        Tell the workers to skip the task.
+
+        Whoever waits for it gets :class:`TaskCancelledError`, when a worker comes to
+        it. With *terminate* it is sent *signal* if it runs, where the workers are
+        processes (``-P prefork``). Raises :class:`ConfigurationError` for the signal,
+        :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
+        """
+        await self._results.revoke([self.task_id], terminate=terminate, signal=signal)
 
     async def forget(self) -> None:
         """Delete the result."""

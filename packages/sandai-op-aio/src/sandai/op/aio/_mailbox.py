@@ -28,6 +28,9 @@ class Mailbox:
 
     __slots__ = ("__weakref__", "_documents", "_error", "_overdue", "_waiting", "loop", "unsettled")
 
+    #: Whether :meth:`get` is to return though nothing has come; see :class:`Inbox`.
+    poked = False
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._documents: list[ResultDocument] = []
@@ -76,6 +79,9 @@ class Mailbox:
                 finally:
                     # Else its traceback, with the hub in it, stays until the collector comes.
                     del error
+            if self.poked:
+                self.poked = False  # type: ignore[misc]  # an Inbox, which has no slots
+                break
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 if not self.unsettled:
@@ -101,6 +107,19 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+
+class Inbox(Mailbox):
+    """A mailbox whose owner may be woken for other reasons, too."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.poked = False
+
+    def poke(self) -> None:
+        """Have :meth:`get` return, once, though nothing has come."""
+        self.poked = True
+        self._wake()
 
 
 def fail_all(mailboxes: Iterable[Mailbox], error: Callable[[], Exception]) -> None:

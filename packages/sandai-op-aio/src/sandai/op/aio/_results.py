@@ -1,6 +1,7 @@
 """Waiting for results on a loop: one, many, or a single look."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,15 +19,19 @@ from sandai.op.transport import (
     Backend,
     Config,
     ResultDocument,
+    Revoker,
     TaskBuilder,
     Transport,
     TransportError,
     pending,
 )
 
+from ._celery import ClientApp
 from ._hub import LoopHub, hub_of
 from ._mailbox import Mailbox, deadline_after, fail_all
 from ._turns import Breath, PerLoop
+
+logger = logging.getLogger("sandai.op.aio")
 
 R = TypeVar("R")
 #: Begins to hand a task in, given who is told what became of it and the running loop; returns
@@ -47,6 +52,8 @@ class ResultReader:
     def __init__(self, config: Config, transport: Transport) -> None:
         self._config = config
         self._transport = transport
+        self.app = ClientApp(config, transport, self.check_open)
+        self.revoker = Revoker(self.app.get, given_up=config.cancel_on_timeout, logger=logger)
         self._builder = TaskBuilder(config)
         self._hubs: PerLoop[Backend, LoopHub] = PerLoop(hub_of)
         # No lock: adding, discarding and copying are atomic, and several loops do it.
@@ -96,13 +103,14 @@ class ResultReader:
         look what :meth:`look` raises.
         """
         if timeout == 0:
-            found = await self._look_once([task_id], delete=delete)
+            found = await self.look_once([task_id], delete=delete)
         else:
             # Not by wait_many(): a hundred thousand may wait here, and each frame counts.
             protocol.check_task_id(task_id)
             deadline = deadline_after(timeout) if deadline is None else deadline
             loop = asyncio.get_running_loop()
-            mailbox = self._open_mailbox(loop)
+            mailbox = Mailbox(loop)
+            self.open_mailbox(mailbox)
             try:
                 hub, own, take_back = self._hub_on(loop), (task_id,), None
                 hub.watch(own, mailbox, delete=delete)
@@ -130,9 +138,10 @@ class ResultReader:
                 self._mailboxes.discard(mailbox)
         if found:
             return found[0]
-        raise self._late(task_id, timeout)
+        raise self.late(task_id, timeout)
 
-    def _late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+    def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+        """Return the error of a wait that ran out; its cause is the backend's failure."""
         # Made here: a frame that raises what it holds is kept, until the collector comes.
         error = TaskTimeoutError(task_id, timeout)
         error.__cause__ = self.failure
@@ -154,7 +163,7 @@ class ResultReader:
         """
         breath = Breath()
         if timeout == 0:
-            for document in await self._look_once(task_ids, delete=delete):
+            for document in await self.look_once(task_ids, delete=delete):
                 accept(document)
                 if breath.due:
                     await breath()
@@ -164,11 +173,12 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         open_ids = dict.fromkeys(task_ids)
-        mailbox = self._open_mailbox(asyncio.get_running_loop())
+        mailbox = Mailbox(asyncio.get_running_loop())
+        self.open_mailbox(mailbox)
         try:
             hub = self.hub
             try:
-                for chunk in _chunks(list(open_ids), _LOOK_KEYS):
+                for chunk in chunks(list(open_ids)):
                     hub.watch(chunk, mailbox, delete=delete)
                     await breath()
                 while open_ids and (found := await mailbox.get(deadline)):
@@ -206,7 +216,7 @@ class ResultReader:
             protocol.check_task_id(task_id)
         looks, patience = self.hub.looks, self._config.pool_acquire_timeout
         documents: list[ResultDocument] = []
-        for chunk in _chunks(task_ids, _LOOK_KEYS):
+        for chunk in chunks(task_ids):
             documents += await self._guarded(looks.look(chunk, patience=patience))
         return documents
 
@@ -218,6 +228,20 @@ class ResultReader:
         looks, patience = self.hub.looks, self._config.pool_acquire_timeout
         await self._guarded(looks.delete(task_ids, patience=patience))
 
+    async def revoke(self, task_ids: Iterable[object], *, terminate: bool, signal: str) -> None:
+        """
+        Revoke tasks, from a thread of ours: Celery blocks.
+
+        Raises :class:`InvalidTaskError`, :class:`ConfigurationError`,
+        :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError` and
+        :class:`ClientClosedError`.
+        """
+        self.check_open()
+        posted = self.revoker.post(task_ids, terminate=terminate, signal=signal)
+        if posted is None:
+            raise self._closed_error()
+        await asyncio.wrap_future(posted)
+
     def check_open(self) -> None:
         """Raise :class:`ClientClosedError` after :meth:`end_waits`."""
         if self._closed:
@@ -228,16 +252,20 @@ class ResultReader:
         self._closed = True
         fail_all(list(self._mailboxes), self._closed_error)
 
-    def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> Mailbox:
-        mailbox = Mailbox(loop)
+    def open_mailbox(self, mailbox: Mailbox) -> None:
+        """Have a mailbox told when this client is closed, until :meth:`close_mailbox`."""
         self._mailboxes.add(mailbox)
         # After adding: end_waits() either finds the mailbox or is seen here.
         if self._closed:
             self._mailboxes.discard(mailbox)
             raise self._closed_error()
-        return mailbox
 
-    async def _look_once(self, task_ids: Sequence[str], *, delete: bool) -> list[ResultDocument]:
+    def close_mailbox(self, mailbox: Mailbox) -> None:
+        """Have it told no more."""
+        self._mailboxes.discard(mailbox)
+
+    async def look_once(self, task_ids: Sequence[str], *, delete: bool) -> list[ResultDocument]:
+        """Return what is ready now, and have it deleted; raises as :meth:`look` does."""
         ready = [document for document in await self.look_many(task_ids) if document.ready]
         if delete and ready:
             # A deletion that fails must not cost the results: they expire.
@@ -262,6 +290,7 @@ class ResultReader:
         return ClientClosedError(self._config.operator_name, self._config.operator_version)
 
 
-def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def chunks(task_ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Yield as many ids at a time as go into one command."""
+    for start in range(0, len(task_ids), _LOOK_KEYS):
+        yield task_ids[start : start + _LOOK_KEYS]

@@ -56,10 +56,17 @@ class Submitter:
         broker, reply_to = self._road()
         return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
 
-    async def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
-        """Queue many tasks; return each one's id, or why it was not (surely) queued."""
+    def check(self, controls: TaskControls) -> None:
+        """Raise for controls that no task can be sent with."""
+        self._builder.check(controls)
+
+    def batch(self, tasks: Tasks, controls: TaskControls, *, first: int = 0) -> BatchSubmission:
+        """Begin with many tasks; *first* is the number of the first one."""
         broker, reply_to = self._road()
-        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls)
+        return BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls, first)
+
+    async def submit(self, batch: BatchSubmission) -> list[str | OperatorError]:
+        """Queue many tasks; return each one's id, or why it was not (surely) queued."""
         breath = Breath()
         while not batch.done:
             while batch.prepare():

@@ -58,16 +58,21 @@ class PerLoop(Generic[K, R]):
         return found
 
 
-def spawn(coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-    """Start a task that is ours, not the application's; it begins in the next turn."""
+def spawn(
+    coroutine: Coroutine[Any, Any, None], name: str, context: Context | None = None
+) -> "asyncio.Task[None]":
+    """
+    Start a task that is ours, not the application's; it begins in the next turn.
+
+    It runs in nobody's context, since it works for all, unless a *context* is given.
+    """
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
     if factory is not None and _starts_at_once(factory):
         make: Callable[..., asyncio.Task[None]] = partial(asyncio.Task, loop=loop)
     else:
         make = loop.create_task
-    # In nobody's context: it works for all.
-    task = make(coroutine, name=f"sandai-op-{name}", context=Context())
+    task = make(coroutine, name=f"sandai-op-{name}", context=context or Context())
     # A loop that is closed under it: the application meant to, and what the task
     # held is given back all the same. asyncio.gather() silences its own so too.
     with suppress(AttributeError):

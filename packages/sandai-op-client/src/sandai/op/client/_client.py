@@ -183,7 +183,11 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
-        document = self._answer(message.task_id, timeout, deadline, submit=message)
+        try:
+            document = self._wait(message.task_id, timeout, deadline, submit=message)
+        except TaskTimeoutError as error:
+            self._gave_up(error)
+            raise
         return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
@@ -278,20 +282,9 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             if not sys.is_finalizing():
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, 2, source=self)
 
-    def _answer(
-        self,
-        task_id: str,
-        timeout: float | None,
-        deadline: float,
-        *,
-        submit: TaskMessage | None = None,
-    ) -> ResultDocument:
-        try:
-            return self._wait(task_id, timeout, deadline, submit=submit)
-        except TaskTimeoutError as error:
-            if error.timeout:  # a look gives nothing up
-                self._revoker.give_up([task_id])
-            raise
+    def _gave_up(self, error: TaskTimeoutError) -> None:
+        if error.timeout:  # 0 was a look, which gives nothing up
+            self._revoker.give_up([error.task_id])
 
     def _wait(
         self,
@@ -323,7 +316,11 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
     def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
         task_id = self._submitter.send(self._submitter.description())
-        reply = self._answer(task_id, None, deadline).reply()
+        try:
+            reply = self._wait(task_id, None, deadline).reply()
+        except TaskTimeoutError as error:
+            self._gave_up(error)
+            raise
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

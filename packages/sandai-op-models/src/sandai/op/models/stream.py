@@ -199,6 +199,10 @@ class Arrivals:
         """Yield the ids still waited for."""
         return iter(self._waiting)
 
+    def __len__(self) -> int:
+        """Return how many ids are still waited for."""
+        return len(self._waiting)
+
     def expect(self, index: int, task_id: str | None, error: Exception | None) -> None:
         """Add a place; *index* is the caller's own number for it."""
         if error is not None or task_id is None:

@@ -51,6 +51,11 @@ class BatchSubmission:
         """Whether every task has its outcome."""
         return len(self.outcomes) == len(self._tasks) and not self.messages
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of tasks that are queued, or may be by and by."""
+        return [outcome for outcome in self.outcomes if isinstance(outcome, str)]
+
     def prepare(self) -> bool:
         """Make the next message; return ``False`` when those that are made are to be sent."""
         position = len(self.outcomes)
