@@ -12,10 +12,15 @@ from attrs import frozen
 
 import scripted_operator
 from queues import Queues, RedisQueues
-from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, AsyncTaskHandle
+from sandai.op.aio import (
+    AsyncOperatorClient,
+    AsyncSubmittedTask,
+    AsyncTaskHandle,
+    ResultStream,
+)
 from sandai.op.models import BatchTaskResult, HealthCheckResult
 from sandai.op.transport import BackendStatistics, BrokerStatistics
-from scenarios import ClientView, Handle, Submission, Task
+from scenarios import ClientView, Handle, Results, Submission, Task
 
 R = TypeVar("R")
 
@@ -82,6 +87,42 @@ class BlockingHandle:
         """Delete the result."""
         self.loop.run(self.handle.forget())
 
+    def revoke(self, *, terminate: bool = False, signal: str = "SIGTERM") -> None:
+        """Revoke."""
+        self.loop.run(self.handle.revoke(terminate=terminate, signal=signal))
+
+
+class BlockingStream:
+    """A ``ResultStream`` whose calls block."""
+
+    def __init__(self, stream: ResultStream, loop: LoopThread) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> BatchTaskResult:
+        """Wait for the next one."""
+        found = self._loop.run(self._next())
+        if found is None:
+            raise StopIteration
+        return found
+
+    async def _next(self) -> BatchTaskResult | None:
+        return await anext(self._stream, None)
+
+    def close(self) -> None:
+        """Stop."""
+        self._loop.run(self._stream.aclose())
+
+
+def native(task: Any) -> Any:
+    """Return what the client knows."""
+    if isinstance(task, Submission):
+        return task.native
+    return task.handle if isinstance(task, BlockingHandle) else task
+
 
 class AsyncioClientView:
     """An ``AsyncOperatorClient`` whose calls block."""
@@ -137,6 +178,19 @@ class AsyncioClientView:
     def batch_sync(self, tasks: Sequence[Task], **controls: Any) -> list[tuple[Any, Any]]:
         """Submit and collect a batch, the older way."""
         return list(self._loop.run(self.client.batch_sync(tasks, **controls)))
+
+    def map(self, tasks: Any, **controls: Any) -> Results:
+        """Stream."""
+        return BlockingStream(self.client.map(tasks, **controls), self._loop)
+
+    def as_completed(self, submissions: Sequence[Any], **controls: Any) -> Results:
+        """Stream results."""
+        given = [native(each) for each in submissions]
+        return BlockingStream(self.client.as_completed(given, **controls), self._loop)
+
+    def revoke(self, tasks: Sequence[Any], **how: Any) -> None:
+        """Revoke."""
+        self._loop.run(self.client.revoke([native(each) for each in tasks], **how))
 
     def ping(self, timeout: float = 10) -> bool:
         """Ping."""

@@ -62,6 +62,9 @@ class Handle(Protocol):
     def forget(self) -> None:
         """Delete the result."""
 
+    def revoke(self, *, terminate: bool = False, signal: str = "SIGTERM") -> None:
+        """Tell the workers to skip the task."""
+
 
 @frozen
 class Submission:
@@ -73,6 +76,19 @@ class Submission:
     submitted: bool
     task_id: str | None
     native: Any
+
+
+class Results(Protocol):
+    """A stream of results, blocking."""
+
+    def __iter__(self) -> Iterator[BatchTaskResult]:
+        """Return itself."""
+
+    def __next__(self) -> BatchTaskResult:
+        """Return the next one."""
+
+    def close(self) -> None:
+        """Stop."""
 
 
 class ClientView(Protocol):
@@ -103,6 +119,15 @@ class ClientView(Protocol):
 
     def batch_sync(self, tasks: Sequence[Any], **controls: Any) -> list[tuple[Any, Any]]:
         """Submit a batch and wait, the older way."""
+
+    def map(self, tasks: Any, **controls: Any) -> Results:
+        """Stream tasks."""
+
+    def as_completed(self, submissions: Sequence[Any], **controls: Any) -> Results:
+        """Stream results, of submissions and of handles."""
+
+    def revoke(self, tasks: Sequence[Any], **how: Any) -> None:
+        """Revoke tasks: submissions, handles or ids."""
 
     def ping(self, timeout: float = 10) -> bool:
         """Ask whether a task could be submitted."""

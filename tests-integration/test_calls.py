@@ -21,6 +21,7 @@ from local_redis import LocalRedis
 from sandai.op.client import OperatorClient
 from sandai.op.models import TaskCancelledError, TaskExecutionError, TaskTimeoutError
 from scenarios import SCENARIOS, Scenario, World, sleeping
+from stream_scenarios import STREAMS
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def client(
     return create_client("scripted", "v1", broker_url=redis_server.url, timeout=20)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *STREAMS], ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, world: World) -> None:
     """Each client does what every client must."""
     scenario(world)

@@ -12,6 +12,7 @@ from local_redis import LocalRedis
 from rabbit_worlds import WORLD_IDS, WORLDS, Roads
 from sandai.op.models import TaskCancelledError
 from scenarios import SCENARIOS, Scenario, World, sleeping
+from stream_scenarios import STREAMS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def world(request: pytest.FixtureRequest, roads: Roads) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *STREAMS], ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, world: World) -> None:
     """Each client does on RabbitMQ what every client must."""
     scenario(world)

@@ -14,7 +14,7 @@ from queues import Queues, RedisQueues
 from sandai.op.client import OperatorAsyncResult, OperatorClient, SubmittedTask
 from sandai.op.models import BatchTaskResult, HealthCheckResult
 from sandai.op.transport import BackendStatistics, BrokerStatistics
-from scenarios import ClientView, Handle, Submission, Task
+from scenarios import ClientView, Handle, Results, Submission, Task
 
 
 @frozen
@@ -44,6 +44,17 @@ class ThreadHandle:
     def forget(self) -> None:
         """Delete the result."""
         self.result.forget()
+
+    def revoke(self, *, terminate: bool = False, signal: str = "SIGTERM") -> None:
+        """Revoke."""
+        self.result.revoke(terminate=terminate, signal=signal)
+
+
+def native(task: Any) -> Any:
+    """Return what the client knows."""
+    if isinstance(task, Submission):
+        return task.native
+    return task.result if isinstance(task, ThreadHandle) else task
 
 
 class ThreadClientView:
@@ -99,6 +110,18 @@ class ThreadClientView:
     def batch_sync(self, tasks: Sequence[Task], **controls: Any) -> list[tuple[Any, Any]]:
         """Submit and collect a batch, the older way."""
         return list(self.client.batch_sync(tasks, **controls))
+
+    def map(self, tasks: Any, **controls: Any) -> Results:
+        """Stream."""
+        return self.client.map(tasks, **controls)
+
+    def as_completed(self, submissions: Sequence[Any], **controls: Any) -> Results:
+        """Stream results."""
+        return self.client.as_completed([native(each) for each in submissions], **controls)
+
+    def revoke(self, tasks: Sequence[Any], **how: Any) -> None:
+        """Revoke."""
+        self.client.revoke([native(each) for each in tasks], **how)
 
     def ping(self, timeout: float = 10) -> bool:
         """Ping."""
