@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -58,7 +59,15 @@ class _WhenAsked(_EveryTime):
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a handful of tasks go in several pieces, and others get their turn after each."""
-    for module in ("_batches", "_submitter", "_results", "_sender", "_looks"):
+    for module in (
+        "_batches",
+        "_submitter",
+        "_results",
+        "_sender",
+        "_looks",
+        "_arrivals",
+        "_streaming",
+    ):
         monkeypatch.setattr(f"sandai.op.aio.{module}.Breath", _EveryTime)
     monkeypatch.setattr("sandai.op.aio._push_line.Breath", _WhenAsked)
     # Where there is no push: the tests look at thousands of waits.
@@ -72,6 +81,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         "aio._batches._EXPIRED",
         "transport._redis_push.MESSAGES_PER_WRITE",
         "transport._batch_submission.CHUNK",
+        "models.stream.MOST",
     ):
         monkeypatch.setattr(f"sandai.op.{name}", 2)
 
@@ -218,6 +228,102 @@ async def get(client: AsyncOperatorClient) -> Call:
     return call
 
 
+async def map_(client: AsyncOperatorClient) -> Call:
+    """Stream."""
+    await warm(client)
+
+    async def call() -> None:
+        tasks: Tasks = [([], fresh()) for _ in range(TASKS)]
+        found = [result async for result in client.map(iter(tasks), max_in_flight=3, ordered=True)]
+        assert [result.results for result in found] == [options for _, options in tasks]
+
+    return call
+
+
+async def map_of_an_async_input(client: AsyncOperatorClient) -> Call:
+    """Stream what comes by and by, the very first; the input is closed however it ends."""
+
+    async def call() -> None:
+        closed: list[bool] = []
+        tasks: Tasks = [([], fresh()) for _ in range(TASKS)]
+
+        async def source() -> AsyncIterator[tuple[list[Any], dict[str, int]]]:
+            try:
+                for task in tasks:
+                    await asyncio.sleep(0)
+                    yield task
+            finally:
+                await asyncio.sleep(0)
+                closed.append(True)
+
+        try:
+            found = [result async for result in client.map(source(), max_in_flight=2)]
+        finally:
+            # Cancelled before it began, or in the middle of closing: soon.
+            given_up = asyncio.current_task().cancelling()  # type: ignore[union-attr]
+        assert given_up or closed
+        assert sorted(result.index for result in found) == list(range(TASKS))
+
+    return call
+
+
+async def map_in_vain(client: AsyncOperatorClient) -> Call:
+    """Stream what nobody answers, and give up on each."""
+
+    async def call() -> None:
+        tasks: list[Any] = [([], {"delay": 0.1}) for _ in range(TASKS)]
+        found = [result async for result in client.map(tasks, max_in_flight=3, timeout=0.02)]
+        assert [type(result.error) for result in found] == [TaskTimeoutError] * TASKS
+
+    return call
+
+
+async def map_that_is_closed(client: AsyncOperatorClient) -> Call:
+    """Stop a stream in the middle."""
+    await warm(client)
+
+    async def call() -> None:
+        tasks: Iterator[tuple[list[Any], dict[str, int]]]
+        tasks = (([], fresh()) for _ in itertools.count())
+        async with aclosing(client.map(tasks, max_in_flight=3)) as results:
+            async for result in results:
+                assert result.success
+                if result.index >= 3:
+                    break
+
+    return call
+
+
+async def as_completed(client: AsyncOperatorClient) -> Call:
+    """Take many as they come."""
+    tasks: Tasks = [([], fresh()) for _ in range(TASKS)]
+    submissions = await client.batch_submit(tasks)
+
+    async def call() -> None:
+        found = [result async for result in client.as_completed(submissions)]
+        assert sorted(result.index for result in found) == list(range(TASKS))
+        assert all(result.success for result in found)
+
+    return call
+
+
+async def as_completed_in_vain(client: AsyncOperatorClient) -> Call:
+    """Wait for many that nobody answers, and give up."""
+    handles = [await client.attach(str(uuid4())) for _ in range(TASKS)]
+
+    async def call() -> None:
+        found = [result async for result in client.as_completed(handles, timeout=0.02)]
+        assert [type(result.error) for result in found] == [TaskTimeoutError] * TASKS
+
+    return call
+
+
+async def revoke(client: AsyncOperatorClient) -> Call:
+    """Revoke a task."""
+    handle = await client.attach(str(uuid4()))
+    return handle.revoke
+
+
 async def ready(client: AsyncOperatorClient) -> Call:
     """Look once."""
     handle, _ = await submitted(client)
@@ -292,6 +398,13 @@ SCENARIOS: list[Callable[[AsyncOperatorClient], Awaitable[Call]]] = [
     batch_collect_once,
     batch_sync_detailed,
     batch_in_vain,
+    map_,
+    map_of_an_async_input,
+    map_in_vain,
+    map_that_is_closed,
+    as_completed,
+    as_completed_in_vain,
+    revoke,
     get,
     get_in_vain,
     ready,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +16,32 @@ from watching import open_redis
 
 SECONDS = float(os.environ.get("SOAK_SECONDS") or 20)
 TASKS = 1_000_000 if SECONDS >= 300 else 20_000
+
+
+@pytest.mark.timeout(60 + 2 * SECONDS)
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_memory_of_a_stream_stays_flat(
+    make_client: MakeClient, database: str, ordered: bool
+) -> None:
+    """However long a stream is, and whatever becomes of its tasks: nothing of them is kept."""
+    with LightOperator(database, concurrency=BATCH):
+        client = make_client(database)
+        process, seen = psutil.Process(), []
+        tasks: Any = ((([], {"n": n}) if n % 100 else "wrong") for n in range(TASKS * 5 // 4))
+        failed = 0
+        results = client.map(tasks, ordered=ordered, timeout=60, max_in_flight=64)
+        for count, result in enumerate(results, 1):
+            failed += not result.success
+            if count % (TASKS // 4) == 0:
+                del result
+                gc.collect()
+                seen.append((sys.getallocatedblocks(), process.memory_info().rss))
+        print(seen)
+        assert failed == TASKS * 5 // 400
+        assert len(seen) == 5
+        blocks, rss = (last - first for first, last in zip(seen[1], seen[-1], strict=True))
+        assert blocks < 4_000  # the window may be full, and may be empty
+        assert rss < 16 * 2**20
 
 
 @pytest.mark.timeout(60 + 2 * SECONDS)
