@@ -8,7 +8,7 @@ from sandai.op.models import BatchTaskResult, stream
 from sandai.op.transport import Revoker
 
 from ._hub import LoopHub
-from ._mailbox import Mailbox
+from ._mailbox import Inbox
 from ._results import ResultReader, chunks
 from ._turns import Breath, call_on
 
@@ -34,7 +34,8 @@ class Arriving:
         self._delete = delete
         self._ready: deque[BatchTaskResult] = arrivals.failed
         self._hub: LoopHub | None = None
-        self._mailbox: Mailbox | None = None
+        self._inbox: Inbox | None = None
+        self._stopped = False
         self._breath = Breath()
 
     async def next(self) -> BatchTaskResult:
@@ -45,7 +46,7 @@ class Arriving:
                 await self._breath()
             if self._ready:
                 return self._ready.popleft()
-            if not self._arrivals:
+            if not self._arrivals or self._stopped:
                 raise StopAsyncIteration
             await self._receive()
 
@@ -53,28 +54,28 @@ class Arriving:
         if self._limit == 0:
             found = await self._reader.look_once(list(self._arrivals), delete=self._delete)
         else:
-            mailbox = self._mailbox or await self._begin()
-            found = await mailbox.get(self._deadline)
+            inbox = self._inbox or await self._begin()
+            found = await inbox.get(self._deadline)
         for document in found:
             self._ready += self._arrivals.accept_reply(document.task_id, document.reply)
-        if not found or self._limit == 0:
+        if not self._stopped and (not found or self._limit == 0):
             self._expire()
 
-    async def _begin(self) -> Mailbox:
+    async def _begin(self) -> Inbox:
         self._hub = self._reader.hub
-        self._mailbox = Mailbox(asyncio.get_running_loop())
-        self._reader.open_mailbox(self._mailbox)
+        self._inbox = Inbox(asyncio.get_running_loop())
+        self._reader.open_mailbox(self._inbox)
         for chunk in chunks(list(self._arrivals)):
-            self._hub.watch(chunk, self._mailbox, delete=self._delete)
+            self._hub.watch(chunk, self._inbox, delete=self._delete)
             await self._breath()
-        return self._mailbox
+        return self._inbox
 
     def _expire(self) -> None:
         # At the end of the budget. What was settled at the last moment has been taken for
         # us and is on its way: nobody else will be told of it, however long that takes.
         open_ids = list(self._arrivals)
-        if self._hub is not None and self._mailbox is not None:
-            given_up = self._hub.unwatch(open_ids, self._mailbox)
+        if self._hub is not None and self._inbox is not None:
+            given_up = self._hub.unwatch(open_ids, self._inbox)
             self._revoker.give_up(given_up)
         else:
             given_up = set(open_ids)
@@ -93,12 +94,14 @@ class Arriving:
 
     def abandon(self) -> None:
         """Wait for nothing more, soon."""
-        if self._mailbox is not None:
-            call_on(self._mailbox.loop, self._unwatch)
+        if self._inbox is not None:
+            call_on(self._inbox.loop, self._unwatch)
 
     def _unwatch(self) -> None:
-        hub, mailbox = self._hub, self._mailbox
-        self._hub = self._mailbox = None
-        if hub is not None and mailbox is not None:
-            hub.unwatch(list(self._arrivals), mailbox)
-            self._reader.close_mailbox(mailbox)
+        self._stopped = True
+        hub, inbox = self._hub, self._inbox
+        self._hub = self._inbox = None
+        if hub is not None and inbox is not None:
+            hub.unwatch(list(self._arrivals), inbox)
+            inbox.poke()
+            self._reader.close_mailbox(inbox)

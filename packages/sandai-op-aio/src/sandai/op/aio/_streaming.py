@@ -66,6 +66,8 @@ class Streaming:
             self._reader.check_open()
             if self._breath.due:
                 await self._breath()
+            if self._inbox is None:  # somebody else has stopped it
+                raise StopAsyncIteration
             self._expire()
             if (result := window.pop()) is not None:
                 self._room.set()
@@ -211,6 +213,7 @@ class Streaming:
         self._hub = self._inbox = None
         if hub is not None and inbox is not None:
             hub.unwatch(list(self._window), inbox)
+            inbox.poke()
             self._reader.close_mailbox(inbox)
 
     def _give_up(self) -> None:
