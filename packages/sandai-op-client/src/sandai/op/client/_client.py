@@ -261,9 +261,11 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             self._closed = True
             try:
                 self._drain()
-                self._results.close()
             finally:
-                self._transport.release()
+                try:
+                    self._results.close()
+                finally:
+                    self._transport.release()
 
     def __enter__(self) -> "OperatorClient":
         return self
