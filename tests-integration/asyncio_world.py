@@ -14,7 +14,7 @@ import scripted_operator
 from queues import Queues, RedisQueues
 from sandai.op.aio import AsyncOperatorClient, AsyncSubmittedTask, AsyncTaskHandle
 from sandai.op.models import BatchTaskResult, HealthCheckResult
-from sandai.op.transport import BackendStatistics, BrokerStatistics
+from sandai.op.transport import BackendStatistics, BrokerStatistics, Inspection
 from scenarios import ClientView, Handle, Submission, Task
 
 R = TypeVar("R")
@@ -168,6 +168,10 @@ class AsyncioClientView:
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
         return self.client.statistics()
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """Tell what there is to see."""
+        return self._loop.run(self.client.inspect(timeout))
 
     def close(self) -> None:
         """Close."""

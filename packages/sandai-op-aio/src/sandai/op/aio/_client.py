@@ -25,11 +25,13 @@ from sandai.op.transport import (
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Inspection,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
+    inspect,
     resolve,
 )
 
@@ -40,6 +42,7 @@ from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._submitter import Artifacts, Options, Submitter
 from ._turns import call_on
+from ._workers import in_own_thread
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -243,6 +246,18 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         """Return what this client's broker and backend look like now."""
         self._results.check_open()
         return self._transport.broker.statistics(), self._transport.backend.statistics()
+
+    async def inspect(self, timeout: float = 2.0) -> Inspection:
+        """
+        Return what there is to see: queues, workers, budgets, waits, outages.
+
+        Asks broker, workers and backend for *timeout* seconds at most; takes about a
+        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
+        for a server: the part that failed says why.
+        """
+        self._results.check_open()
+        call = partial(inspect, self.config, self._transport, self._app.get, timeout)
+        return await in_own_thread(call, "sandai-op-inspect")
 
     # Its life.
 

@@ -24,11 +24,13 @@ from sandai.op.transport import (
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Inspection,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
+    inspect,
     resolve,
 )
 
@@ -231,6 +233,17 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         """Return what this client's broker and backend look like now."""
         self._results.check_open()
         return self._transport.broker.statistics(), self._transport.backend.statistics()
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """
+        Return what there is to see: queues, workers, budgets, waits, outages.
+
+        Asks broker, workers and backend for *timeout* seconds at most; takes about a
+        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
+        for a server: the part that failed says why.
+        """
+        self._results.check_open()
+        return inspect(self.config, self._transport, lambda: self.celery_app, timeout)
 
     # Its life.
 

@@ -12,7 +12,7 @@ from sandai.op.models import OperatorError
 
 from ._app import broker_app
 from ._backend import Reader
-from ._broker import BrokerStatistics, Outcome
+from ._broker import BrokerStatistics, Outcome, QueueDepth
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
@@ -146,6 +146,30 @@ class RedisBroker:
         for reply in (*replies, *executed):
             if isinstance(reply, ResponseError):
                 raise self.connector.failure(reply, maybe_done=False)
+
+    def depths(
+        self, queues: Sequence[str], *, acquire_timeout: float, timeout: float | None = None
+    ) -> list[QueueDepth]:
+        """Ask for the lengths of the queues' lists in one write."""
+        shorter = timeout if timeout and timeout < self.connector.io_timeout else None
+        with self._pool.lease(acquire_timeout, io_timeout=shorter) as connection:
+            replies = execute(self.connector, connection, self.depth_commands(queues))
+        return self.depths_in(queues, replies)
+
+    def depth_commands(self, queues: Sequence[str]) -> list[Command]:
+        """Return the commands that ask how many messages wait in queues."""
+        return [("LLEN", self.connector.address.key_prefix + queue) for queue in queues]
+
+    def depths_in(self, queues: Sequence[str], replies: Sequence[Any]) -> list[QueueDepth]:
+        """Return what the replies to :meth:`depth_commands` say."""
+        depths = []
+        for queue, reply in zip(queues, replies, strict=True):
+            if isinstance(reply, ResponseError):
+                refusal = self.connector.failure(reply, maybe_done=False)
+                depths.append(QueueDepth(queue, None, problem=str(refusal)))
+            else:
+                depths.append(QueueDepth(queue, int(reply)))
+        return depths
 
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one sender of *owner*."""
