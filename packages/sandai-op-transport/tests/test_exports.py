@@ -9,13 +9,13 @@ import sandai.op.transport as transport
 EXPORTS = """
     Attempts Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics
     Changes ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT
-    DEFAULT_URL DocumentDecoder Health HubStatistics IDLE_SECONDS Inspection Item Limiter
-    LimiterStatistics MESSAGES_PER_WRITE MessageFactory OperatorApp Outage Outcome PENDING Posting
-    PushPolicy PushRefused PushSession QueueDepth READY_STATES Reader RedisBackend RedisBroker
-    RedisConnection RedisConnector Rendering ResultDocument SHORTEST SweepSchedule TaskBuilder
-    TaskControls TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable
-    Worker YOUNG client_app close_in_child inspect interrupted last_reply pending read_reply
-    ready_responses resolve statistics watch
+    DEFAULT_URL DocumentDecoder Evidence Health HubStatistics IDLE_SECONDS Inspection Item
+    LOOK_SECONDS Limiter LimiterStatistics MESSAGES_PER_WRITE MOST_LOOKED_AT MessageFactory
+    OperatorApp Outage Outcome PENDING Posting PushPolicy PushRefused PushSession QueueDepth
+    READY_STATES Reader RedisBackend RedisBroker RedisConnection RedisConnector Rendering
+    ResultDocument SHORTEST SweepSchedule TaskBuilder TaskControls TaskMessage Tended Transport
+    TransportError TransportStatistics Waiter WaiterTable Worker YOUNG client_app close_in_child
+    inspect interrupted last_reply pending read_reply ready_responses resolve statistics watch
 """
 
 

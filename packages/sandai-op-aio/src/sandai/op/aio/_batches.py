@@ -1,6 +1,7 @@
 """The batch calls: submit many, collect many."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from sandai.op.models import (
     BatchTaskResult,
@@ -10,7 +11,7 @@ from sandai.op.models import (
     batch,
     protocol,
 )
-from sandai.op.transport import Config, ResultDocument, TaskControls
+from sandai.op.transport import Config, Evidence, ResultDocument, TaskControls
 
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
@@ -115,7 +116,8 @@ class BatchCalls:
             reducer.expect_queued(index, queued)
             if breath.due:
                 await breath()
-        return await self._results_of(reducer, timeout, deadline)
+        queue = self._submitter.queue(controls)
+        return await self._results_of(reducer, timeout, deadline, queue)
 
     async def batch_async(
         self,
@@ -156,7 +158,11 @@ class BatchCalls:
         return [result.to_legacy_tuple() for result in results]
 
     async def _results_of(
-        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
+        self,
+        reducer: batch.BatchReducer,
+        timeout: float | None,
+        deadline: float,
+        queue: str | None = None,
     ) -> list[BatchTaskResult]:
         limit, breath = self._results.wait_limit(timeout), Breath()
 
@@ -166,7 +172,10 @@ class BatchCalls:
         await self._results.wait_many(
             list(reducer), limit, accept, delete=self.config.auto_forget_result, deadline=deadline
         )
+        if reducer:
+            evidence = await self._results.evidence(list(reducer)) if limit else Evidence()
+            make = partial(evidence.error, queue=queue)
         while reducer:
-            reducer.expire(limit, self._results.failure, most=_EXPIRED)
+            reducer.expire(limit, self._results.failure, most=_EXPIRED, make=make)
             await breath()
         return reducer.results()

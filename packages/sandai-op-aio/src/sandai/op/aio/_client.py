@@ -186,7 +186,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
         task_id = message.task_id
-        waiting = self._wait(task_id, timeout, deadline, submit=message)
+        waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
         # While a hundred thousand wait, their messages are not kept.
         del message, input_artifacts, options, controls
         document = await waiting
@@ -234,7 +234,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
                 False, False, False, getattr(error, "task_id", None), str(error)
             )
         try:
-            reply = (await self._wait(task_id, timeout, deadline)).reply()
+            reply = (await self._wait(task_id, timeout, deadline, queue=message.queue)).reply()
         except ClientClosedError:
             raise
         except OperatorError as error:
@@ -313,6 +313,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         timeout: float | None,
         deadline: float,
         *,
+        queue: str,
         submit: TaskMessage | None = None,
     ) -> ResultDocument:
         limit = self._results.wait_limit(timeout)
@@ -325,6 +326,7 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
+            queue=queue,
         )
         del submit
         document = await waiting
@@ -333,8 +335,9 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
 
     async def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
-        task_id = await self._submitter.send(self._submitter.description())
-        reply = (await self._wait(task_id, None, deadline)).reply()
+        message = self._submitter.description()
+        task_id = await self._submitter.send(message)
+        reply = (await self._wait(task_id, None, deadline, queue=message.queue)).reply()
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

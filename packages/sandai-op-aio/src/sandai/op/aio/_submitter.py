@@ -68,6 +68,10 @@ class Submitter:
             batch.settle(await self._send(batch.messages))
         return batch.outcomes
 
+    def queue(self, controls: TaskControls) -> str:
+        """Return where tasks go that are submitted with these controls."""
+        return self._builder.queue(controls)
+
     def probe(self, timeout: float) -> TaskMessage:
         """Build a probe's message."""
         broker, reply_to = self._road()

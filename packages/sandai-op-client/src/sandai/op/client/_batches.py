@@ -1,6 +1,7 @@
 """The batch calls: submit many, collect many."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from sandai.op.models import (
     BatchTaskResult,
@@ -9,7 +10,7 @@ from sandai.op.models import (
     OperatorError,
     batch,
 )
-from sandai.op.transport import Config, TaskControls
+from sandai.op.transport import Config, Evidence, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._results import ResultReader
@@ -101,7 +102,7 @@ class BatchCalls:
         reducer = batch.BatchReducer()
         for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
             reducer.expect_queued(index, queued)
-        return self._results_of(reducer, timeout, deadline)
+        return self._results_of(reducer, timeout, deadline, queue=self._submitter.queue(controls))
 
     def batch_async(
         self,
@@ -142,11 +143,18 @@ class BatchCalls:
         return [result.to_legacy_tuple() for result in results]
 
     def _results_of(
-        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
+        self,
+        reducer: batch.BatchReducer,
+        timeout: float | None,
+        deadline: float,
+        queue: str | None = None,
     ) -> list[BatchTaskResult]:
         limit, delete = self._results.wait_limit(timeout), self.config.auto_forget_result
         documents = self._results.wait_many(list(reducer), limit, delete=delete, deadline=deadline)
         for document in documents:
             reducer.accept_reply(document.task_id, document.reply)
-        reducer.expire(limit, self._results.failure)
+        if reducer:
+            evidence = self._results.evidence(list(reducer)) if limit else Evidence()
+            make = partial(evidence.error, queue=queue)
+            reducer.expire(limit, self._results.failure, make=make)
         return reducer.results()

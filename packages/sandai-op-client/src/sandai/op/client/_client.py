@@ -175,7 +175,9 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         message = self._submitter.task(input_artifacts, options, controls)
-        document = self._wait(message.task_id, timeout, deadline, submit=message)
+        document = self._wait(
+            message.task_id, timeout, deadline, queue=message.queue, submit=message
+        )
         return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
@@ -221,7 +223,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
                 False, False, False, getattr(error, "task_id", None), str(error)
             )
         try:
-            reply = self._wait(task_id, timeout, deadline).reply()
+            reply = self._wait(task_id, timeout, deadline, queue=message.queue).reply()
         except ClientClosedError:
             raise
         except OperatorError as error:
@@ -284,6 +286,7 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         timeout: float | None,
         deadline: float,
         *,
+        queue: str,
         submit: TaskMessage | None = None,
     ) -> ResultDocument:
         limit = self._results.wait_limit(timeout)
@@ -296,14 +299,16 @@ class OperatorClient(BatchCalls, ConfiguredClient):
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
+            queue=queue,
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 
     def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
-        task_id = self._submitter.send(self._submitter.description())
-        reply = self._wait(task_id, None, deadline).reply()
+        message = self._submitter.description()
+        task_id = self._submitter.send(message)
+        reply = self._wait(task_id, None, deadline, queue=message.queue).reply()
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

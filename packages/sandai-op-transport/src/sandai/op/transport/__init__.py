@@ -7,6 +7,7 @@ from ._broker import Broker, BrokerStatistics, Outcome, QueueDepth
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
 from ._errors import TransportError
+from ._evidence import LOOK_SECONDS, MOST_LOOKED_AT, Evidence
 from ._group_commit import Posting
 from ._inheritance import close_in_child
 from ._inspecting import inspect
@@ -34,7 +35,9 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
     "IDLE_SECONDS",
+    "LOOK_SECONDS",
     "MESSAGES_PER_WRITE",
+    "MOST_LOOKED_AT",
     "PENDING",
     "READY_STATES",
     "SHORTEST",
@@ -54,6 +57,7 @@ __all__ = [
     "ConfiguredClient",
     "ConnectionPool",
     "DocumentDecoder",
+    "Evidence",
     "Health",
     "HubStatistics",
     "Inspection",

@@ -46,6 +46,8 @@ class Broker(Protocol):
     messages: MessageFactory
     #: Whether a message with an ``attempt`` may be sent again, and is queued once all the same.
     takes_once: bool
+    #: Whether it keeps to a timeout, whatever the server does; not every library of kombu's does.
+    punctual: bool
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """

@@ -8,6 +8,7 @@ from celery import Celery
 
 from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
 
+from ._amqp_url import is_amqp
 from ._app import broker_app
 from ._backend import Reader
 from ._broker import BrokerStatistics, Outcome, QueueDepth
@@ -37,6 +38,7 @@ class KombuBroker:
         self._key = key
         self._app: Celery = broker_app(key)
         self.messages = MessageFactory(self._app, key.task_serializer)
+        self.punctual = is_amqp(key.broker_url)
         self._opener = LineOpener(key)
         self._pool: ConnectionPool[Line] = ConnectionPool(self.limiter, self._opener)
         self._senders = Readers()

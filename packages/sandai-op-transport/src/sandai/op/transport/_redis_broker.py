@@ -21,7 +21,7 @@ from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
 from ._readers import Readers
-from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
+from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute, hurried
 from ._redis_envelope import EnvelopeRenderer
 from ._redis_push import (
     MESSAGES_PER_WRITE,
@@ -45,6 +45,7 @@ class RedisBroker:
     """
 
     takes_once = True
+    punctual = True
 
     def __init__(self, key: BrokerKey) -> None:
         address = RedisAddress.parse("broker_url", key.broker_url, thaw(key.transport_options))
@@ -152,8 +153,12 @@ class RedisBroker:
     ) -> list[QueueDepth]:
         """Ask for the lengths of the queues' lists in one write."""
         shorter = timeout if timeout and timeout < self.connector.io_timeout else None
-        with self._pool.lease(acquire_timeout, io_timeout=shorter) as connection:
-            replies = execute(self.connector, connection, self.depth_commands(queues))
+        commands = self.depth_commands(queues)
+        with (
+            self._pool.lease(acquire_timeout, io_timeout=shorter, reuse=True) as connection,
+            hurried(connection, shorter),
+        ):
+            replies = execute(self.connector, connection, commands)
         return self.depths_in(queues, replies)
 
     def depth_commands(self, queues: Sequence[str]) -> list[Command]:

@@ -115,6 +115,10 @@ class TaskBuilder:
             )
         return outcome
 
+    def queue(self, controls: TaskControls) -> str:
+        """Return the queue of tasks that are sent with these controls."""
+        return self._queues[self._priority(controls)]
+
     def _priority(self, controls: TaskControls) -> str:
         return self._config.priority if controls.priority is None else controls.priority
 
