@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from celery_worker import without_celery_variables
 from fault_rig import SLACK, Rig, new_ids
 from light_operator import LightOperator
 from local_rabbitmq import LocalRabbitMQ
@@ -263,3 +269,23 @@ def test_rabbitmq(rabbit_world: AnyWorld) -> None:
     assert told(late(client.sync, [], {}, priority="low")) == ("queued", "low.nobody.v1", 2)
     handle = client.async_call([], {}, priority="low")
     assert told(late(handle.get)) == ("queued", None, 3)
+
+
+# The page
+
+
+def test_the_page(database: str) -> None:
+    """The snippets of docs/errors.md run as they stand, on a Redis without a worker."""
+    page = (Path(__file__).parents[1] / "docs" / "errors.md").read_text("utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(snippets)],
+        env=without_celery_variables(os.environ) | {"SANDAI_OPERATOR_CELERY_BROKER_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for quoted in re.findall(r"^> no result of task 81d1… (.*)$", page, re.MULTILINE):
+        assert quoted in done.stdout

@@ -29,6 +29,9 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
 
+    async def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
+
     async def attach(self, task_id: str) -> AsyncTaskHandle:
         """
         Return a handle on a task that was submitted earlier, or elsewhere; asks nobody.
@@ -56,6 +59,8 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, self._results.deadline(timeout))
         submissions: list[AsyncSubmittedTask] = []
         breath = Breath()
         for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
@@ -111,6 +116,8 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, deadline)
         reducer, breath = batch.BatchReducer(), Breath()
         for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
             reducer.expect_queued(index, queued)

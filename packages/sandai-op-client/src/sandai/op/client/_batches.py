@@ -24,6 +24,9 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
 
+    def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
+
     def attach(self, task_id: str) -> OperatorAsyncResult:
         """
         Return a handle on a task that was submitted earlier, or elsewhere.
@@ -51,6 +54,8 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, self._results.deadline(timeout))
         return [
             SubmittedTask(index, error=queued)
             if isinstance(queued, OperatorError)
@@ -98,6 +103,8 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, deadline)
         # Without handles: nobody sees them, and each costs as much as the task itself.
         reducer = batch.BatchReducer()
         for index, queued in enumerate(self._submitter.tasks(tasks, controls)):

@@ -36,6 +36,7 @@ from sandai.op.transport import (
 
 from ._batches import BatchCalls
 from ._handle import OperatorAsyncResult
+from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._submitter import Artifacts, Options, Submitter
@@ -150,6 +151,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, self._results.deadline(timeout))
         message = self._submitter.task(input_artifacts, options, controls)
         return self._results.handle(self._submitter.send(message))
 
@@ -174,6 +177,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, deadline)
         message = self._submitter.task(input_artifacts, options, controls)
         document = self._wait(
             message.task_id, timeout, deadline, queue=message.queue, submit=message
@@ -188,7 +193,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         Asked for once per client and kept; raises as :meth:`sync` does.
         """
         self._results.check_open()
-        return self._description.get(self._fetch_description)
+        fetch = partial(self._fetch_description, None, self._results.deadline(None))
+        return self._description.get(fetch)
 
     # Health.
 
@@ -304,11 +310,18 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         self._debug("task %s ended: %s", task_id, document.state)
         return document
 
-    def _fetch_description(self) -> dict[str, Any]:
-        deadline = self._results.deadline(None)
+    def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        limit = self._results.wait_limit(controls.timeout)
+        if limit == 0:
+            limit, deadline = self.config.timeout, self._results.deadline(None)
+        return learn_options(
+            self._submitter, self._description, self._fetch_description, controls, limit, deadline
+        )
+
+    def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
         message = self._submitter.description()
         task_id = self._submitter.send(message)
-        reply = self._wait(task_id, None, deadline, queue=message.queue).reply()
+        reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
         return protocol.decode_description(task_id, reply).to_dict()
 
     def _debug(self, text: str, *values: object) -> None:

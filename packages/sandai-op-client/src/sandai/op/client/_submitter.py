@@ -64,6 +64,19 @@ class Submitter:
             batch.settle(self._send(batch.messages))
         return batch.outcomes
 
+    @property
+    def wants_schema(self) -> bool:
+        """Whether the operator's ``options_schema`` must be learnt before a task is built."""
+        return self._builder.wants_schema
+
+    def check(self, controls: TaskControls) -> None:
+        """Raise for controls that no task can be sent with."""
+        self._builder.check(controls)
+
+    def learn_schema(self, schema: object) -> None:
+        """Check options by this from now on; see :meth:`TaskBuilder.learn_schema`."""
+        self._builder.learn_schema(schema)
+
     def queue(self, controls: TaskControls) -> str:
         """Return where tasks go that are submitted with these controls."""
         return self._builder.queue(controls)
