@@ -42,24 +42,27 @@ class Explainer:
         ahead = self._latest.get(loop)
         if ahead is not None and not ahead.begun:
             ahead.task_ids += task_ids
-            await asyncio.wait([ahead.over], timeout=LOOK_SECONDS)
+            await ahead.over(loop)
             return ahead.evidence
-        own = _Look(list(task_ids), Evidence(self._queues), loop.create_future())
-        self._latest[loop] = own
+        own = self._latest[loop] = _Look(list(task_ids), Evidence(self._queues))
         try:
-            with suppress(TimeoutError):
+            # A turn later: who times out in this one comes along. That may be thousands, so
+            # the time that their turn takes is not the servers'.
+            await asyncio.sleep(0)
+            if ahead is not None:
+                await ahead.over(loop)
+            own.begun = True
+            # Nor is a server asked again at once that has just taken too long.
+            if ahead is None or not ahead.in_vain:
                 async with asyncio.timeout(LOOK_SECONDS):
-                    # A turn later: who times out in this one comes along.
-                    await asyncio.sleep(0)
-                    if ahead is not None:
-                        await asyncio.wait([ahead.over])
-                    own.begun = True
                     await self._gather(own)
+        except TimeoutError:
+            own.in_vain = True
         finally:
             own.begun = True
             if self._latest.get(loop) is own:
                 del self._latest[loop]
-            own.over.cancel()
+            own.end()
         return own.evidence
 
     async def _gather(self, look: "_Look") -> None:
@@ -82,10 +85,25 @@ class Explainer:
 
 
 class _Look:
-    def __init__(
-        self, task_ids: list[str], evidence: Evidence, over: "asyncio.Future[None]"
-    ) -> None:
+    def __init__(self, task_ids: list[str], evidence: Evidence) -> None:
         self.task_ids = task_ids
         self.evidence = evidence
         self.begun = False
-        self.over = over
+        self.in_vain = False
+        self._ended = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait until it has ended, as it does whatever becomes of who looks."""
+        if not self._ended:
+            self._waiting.append(waiting := loop.create_future())
+            await waiting
+
+    def end(self) -> None:
+        """Tell who waits."""
+        self._ended = True
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                with suppress(RuntimeError):  # its loop is closed
+                    each.set_result(None)

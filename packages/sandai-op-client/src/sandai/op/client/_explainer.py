@@ -46,11 +46,12 @@ class Explainer:
             self._reset()  # a forked child: whoever looked stayed behind
         with self._lock:
             ahead = self._latest
-            if ahead is not None and not ahead.begun:
+            # One whose thread was interrupted before it began is over some time, too.
+            if ahead is not None and not ahead.begun and time.monotonic() < ahead.deadline:
                 ahead.task_ids += task_ids
                 own = None
             else:
-                own = self._latest = _Look(list(task_ids), Evidence(self._queues))
+                own = self._latest = _Look(list(task_ids), Evidence(self._queues), deadline)
         if own is None:
             assert ahead is not None
             ahead.over.wait(max(0.0, deadline - time.monotonic()))
@@ -60,7 +61,7 @@ class Explainer:
                 ahead.over.wait(max(0.0, deadline - time.monotonic()))
             with self._lock:
                 own.begun = True
-            self._gather(own, deadline)
+            self._gather(own)
         finally:
             with self._lock:
                 own.begun = True
@@ -69,7 +70,8 @@ class Explainer:
             own.over.set()
         return own.evidence
 
-    def _gather(self, look: "_Look", deadline: float) -> None:
+    def _gather(self, look: "_Look") -> None:
+        deadline = look.deadline
         broker, backend = self._transport.broker, self._transport.backend
         if broker.punctual and (step := _step(deadline)):
             with suppress(OperatorError):
@@ -84,9 +86,10 @@ class Explainer:
 
 
 class _Look:
-    def __init__(self, task_ids: list[str], evidence: Evidence) -> None:
+    def __init__(self, task_ids: list[str], evidence: Evidence, deadline: float) -> None:
         self.task_ids = task_ids
         self.evidence = evidence
+        self.deadline = deadline
         self.begun = False
         self.over = threading.Event()
 
