@@ -182,9 +182,11 @@ def test_no_llen(guarded: Guarded, make_client: MakeClient) -> None:
             client.sync([], {}, timeout=0.3)
         assert (caught.value.state, caught.value.queue_depth) == (state, depth)
         assert guarded.refused() == ([] if rules else ["llen"])
-        seen = client.inspect(timeout=1.0).queues["normal"]
-        assert seen.messages == depth
-        assert ("'llen'" in str(seen.problem)) is (not rules)
+        seen = client.inspect(timeout=1.0)
+        assert seen.queues["normal"].messages == depth
+        assert ("'llen'" in str(seen.queues["normal"].problem)) is (not rules)
+        assert "permission" in str(seen.workers_problem)
+        assert (seen.broker_problem, seen.backend_problem) == (None, None)
 
 
 def test_no_mget(guarded: Guarded, make_client: MakeClient) -> None:

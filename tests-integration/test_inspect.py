@@ -180,6 +180,20 @@ def test_budget_spent(rig: Rig) -> None:
     eventually(lambda: not inspecting(), within=10)
 
 
+def test_long_tasks_are_not_given_to_others(rig: Rig) -> None:
+    """What a worker has held for hours stays with it: how long it may is the workers' affair."""
+    client = rig.client()
+    client.async_call([], {})
+    envelope = json.loads(rig.redis.rpop("normal.bench.v1"))
+    tag = envelope["properties"]["delivery_tag"]
+    rig.redis.hset("unacked", tag, json.dumps([envelope, "", "normal.bench.v1"]))
+    rig.redis.zadd("unacked_index", {tag: time.time() - 20_000})
+    client.inspect()
+    client.inspect()
+    assert rig.redis.zcard("unacked_index") == 1
+    assert rig.queued() == {}
+
+
 def test_misuse(rig: Rig) -> None:
     """A timeout that is none, and a closed client, are the caller's errors."""
     client = rig.client()
