@@ -103,7 +103,7 @@ def test_a_busy_worker(rig: Rig) -> None:
         error = late(client.sync, [], {})
         assert told(error) == ("picked_up", "normal.bench.v1", 0)
         assert "queue normal.bench.v1 is empty" in str(error)
-        assert "its result was lost" in str(error)
+        assert "a worker has taken it and is at it, or it was lost" in str(error)
 
 
 def test_a_worker_that_says_that_it_started(world: World) -> None:

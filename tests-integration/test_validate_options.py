@@ -18,7 +18,7 @@ from sandai.op.models import (
     TaskTimeoutError,
 )
 from sandai.op.transport import LOOK_SECONDS
-from scenarios import World, at_once, queued
+from scenarios import World, at_once, queued, sleeping
 
 SCHEMA = {
     "type": "object",
@@ -119,7 +119,7 @@ def test_a_single_look(world: World) -> None:
     describe(world, SCHEMA)
     client = world.client(validate_options=True)
     with pytest.raises(TaskTimeoutError):
-        client.sync([], {"n": 1}, timeout=0)
+        client.sync([], sleeping(0.5), timeout=0)
     handle = client.async_call([], {"n": 2}, timeout=0)
     assert "deadline" not in handle.get(timeout=10)["results"]["kwargs"]
 

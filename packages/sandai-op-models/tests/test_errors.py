@@ -217,7 +217,7 @@ def test_an_os_error_of_ours_has_no_errno(
         (TaskTimeoutError("t-1", 2, "queued", None, 2), ["2 messages wait in the operator's queu"]),
         (
             TaskTimeoutError("t-1", 2, "picked_up", "low.x.v1", 0),
-            ["queue low.x.v1 is empty", "its result was lost", "attach"],
+            ["queue low.x.v1 is empty: a worker has taken it", "it was lost", "attach"],
         ),
         (TaskTimeoutError("t-1", 2, "picked_up", None, 0), ["the operator's queues are empty"]),
         (TaskTimeoutError("t-1", 2, "started", None, 0, "RETRY"), ["in state RETRY", "attach"]),

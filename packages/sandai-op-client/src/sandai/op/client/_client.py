@@ -145,7 +145,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         Submit one task and return its handle.
 
         *timeout* (seconds) sets the task's deadline; 0 sets none. Raises
-        :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        :class:`InvalidTaskError` (with ``validate_options`` also for options that the
+        operator's schema does not take), :class:`InvalidPriorityError` and
         :class:`OperatorConnectionError` (with the ``task_id`` where the task
         may have been queued).
         """
@@ -169,7 +170,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         Submit one task, wait, and return ``(artifacts, results)``.
 
         *timeout* (seconds) bounds the wait and sets the deadline. Raises what
-        :meth:`async_call` does, and :class:`TaskTimeoutError`,
+        :meth:`async_call` does, and :class:`TaskTimeoutError` (whose ``state`` says what
+        is known of the task: one more look, a quarter of a second at most),
         :class:`TaskExecutionError`, :class:`TaskDeadlineExceededError`,
         :class:`TaskCancelledError`, :class:`InvalidTaskStatusError`,
         :class:`InvalidResultFormatError`.

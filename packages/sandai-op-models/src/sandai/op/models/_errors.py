@@ -45,8 +45,8 @@ class TaskTimeoutError(OperatorError, TimeoutError):
     ``state`` is what a last look showed:
 
     - ``queued``: messages wait in its queue, and it may be one of them;
-    - ``picked_up``: the queue is empty, so a worker has taken it: it runs, or its result
-      was lost;
+    - ``picked_up``: the queue is empty: a worker has taken it and is at it, or it was lost,
+      or its result was;
     - ``started``: a worker stored a state, which is ``stored_state`` (``STARTED``, ``RETRY``,
       an operator's own);
     - ``finished``: its result came a moment too late;
@@ -85,8 +85,8 @@ class TaskTimeoutError(OperatorError, TimeoutError):
             case "picked_up":
                 where = f"queue {self.queue} is" if self.queue else "the operator's queues are"
                 return (
-                    f": {where} empty, so a worker has taken it; it runs, or its result was lost: "
-                    "the worker died, stores results elsewhere, or somebody deleted them"
+                    f": {where} empty: a worker has taken it and is at it, or it was lost (the "
+                    "worker died, the broker was emptied, its result is elsewhere or deleted)"
                 )
             case "started":
                 return f": a worker is at it, in state {self.stored_state}"
