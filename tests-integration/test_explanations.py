@@ -271,6 +271,14 @@ def test_rabbitmq(rabbit_world: AnyWorld) -> None:
     assert told(late(handle.get)) == ("queued", None, 3)
 
 
+@pytest.mark.parametrize("entry", [Entry.REFUSED, Entry.SILENT])
+def test_rabbitmq_is_away(rig: Rig, entry: Entry) -> None:
+    """An AMQP broker that is not there, or says nothing, delays no error beyond the bound."""
+    rig.broker.entry = entry
+    client = rig.client(broker_url=f"amqp://guest:guest@127.0.0.1:{rig.broker.port}//")
+    assert told(late(client.attach(new_ids(1)[0]).get)) == ("unknown", None, None)
+
+
 # The page
 
 
