@@ -19,7 +19,7 @@ from sandai.op.aio import (
     ResultStream,
 )
 from sandai.op.models import BatchTaskResult, HealthCheckResult
-from sandai.op.transport import BackendStatistics, BrokerStatistics
+from sandai.op.transport import BackendStatistics, BrokerStatistics, Inspection
 from scenarios import ClientView, Handle, Results, Submission, Task
 
 R = TypeVar("R")
@@ -222,6 +222,10 @@ class AsyncioClientView:
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
         return self.client.statistics()
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """Tell what there is to see."""
+        return self._loop.run(self.client.inspect(timeout))
 
     def close(self) -> None:
         """Close."""

@@ -35,7 +35,7 @@ from sandai.op.models import (
     TaskExecutionError,
     TaskTimeoutError,
 )
-from sandai.op.transport import BackendStatistics, BrokerStatistics
+from sandai.op.transport import BackendStatistics, BrokerStatistics, Inspection
 from watching import eventually
 
 Task = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -146,6 +146,9 @@ class ClientView(Protocol):
 
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """Tell what there is to see."""
 
     def close(self) -> None:
         """Close."""

@@ -36,6 +36,8 @@ PLACES = [
 """An operator's four queues; the results, as keys and as channels."""
 RETRIES = ["+eval", "+set", "~sandai-op:submitted:*"]
 """What `submit_retries` needs besides: a script, and the markers that it sets."""
+DEPTHS = "+llen"
+"""Counts the messages in the queues, for inspect() and for a timeout that says what is known."""
 COMMANDS = [*CONNECT, *BROKER, *BACKEND]
 """
 Everything that a client asks of Redis, 6.2 and 7, besides AUTH and HELLO, which all may call.
@@ -169,6 +171,22 @@ def test_no_subscribe(
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == 1
     assert "does not allow push" in said[0]
+
+
+def test_no_llen(guarded: Guarded, make_client: MakeClient) -> None:
+    """Who may not count messages gets timeouts as before, and inspect() says why."""
+    for rules, state, depth in (([], "unknown", None), ([DEPTHS], "queued", 2)):
+        guarded.allow(*COMMANDS, *PLACES, *rules)
+        client = make_client(guarded.url)
+        with pytest.raises(TaskTimeoutError) as caught:
+            client.sync([], {}, timeout=0.3)
+        assert (caught.value.state, caught.value.queue_depth) == (state, depth)
+        assert guarded.refused() == ([] if rules else ["llen"])
+        seen = client.inspect(timeout=1.0)
+        assert seen.queues["normal"].messages == depth
+        assert ("'llen'" in str(seen.queues["normal"].problem)) is (not rules)
+        assert "permission" in str(seen.workers_problem)
+        assert (seen.broker_problem, seen.backend_problem) == (None, None)
 
 
 def test_no_mget(guarded: Guarded, make_client: MakeClient) -> None:

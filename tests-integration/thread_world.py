@@ -13,7 +13,7 @@ import scripted_operator
 from queues import Queues, RedisQueues
 from sandai.op.client import OperatorAsyncResult, OperatorClient, SubmittedTask
 from sandai.op.models import BatchTaskResult, HealthCheckResult
-from sandai.op.transport import BackendStatistics, BrokerStatistics
+from sandai.op.transport import BackendStatistics, BrokerStatistics, Inspection
 from scenarios import ClientView, Handle, Results, Submission, Task
 
 
@@ -148,6 +148,10 @@ class ThreadClientView:
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
         return self.client.statistics()
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """Tell what there is to see."""
+        return self.client.inspect(timeout)
 
     def close(self) -> None:
         """Close."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -47,6 +48,29 @@ def test_a_failure_is_not_kept() -> None:
             return 3
 
         assert await shared.get(work) == 3
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_for_anothers_fetch_longer_than_it_may() -> None:
+    """At its deadline a follower goes, and the fetch goes on for the others."""
+
+    async def main() -> None:
+        shared: SharedFetch[int] = SharedFetch()
+        go = asyncio.Event()
+
+        async def fetch() -> int:
+            await go.wait()
+            return 7
+
+        first = asyncio.create_task(shared.get(fetch))
+        await asyncio.sleep(0)
+        for seconds in (0.05, -1):
+            with pytest.raises(TimeoutError):
+                await shared.get(fetch, time.monotonic() + seconds)
+        go.set()
+        assert await first == 7
+        assert await shared.get(fetch, time.monotonic() - 1) == 7
 
     asyncio.run(main())
 

@@ -299,7 +299,7 @@ def test_a_description_that_failed_is_asked_for_again(
     assert client.desc["doc"] == "doc"
 
 
-def _fail() -> dict[str, Any]:
+def _fail(limit: float | None, deadline: float) -> dict[str, Any]:
     raise LookupError("no")
 
 

@@ -30,9 +30,14 @@ if TYPE_CHECKING:
 WAIT = 10.0
 
 
+class _Broker:
+    punctual = False
+
+
 class _Transport:
     def __init__(self, backend: FakeBackend) -> None:
         self.backend = backend
+        self.broker = _Broker()
 
 
 @pytest.fixture

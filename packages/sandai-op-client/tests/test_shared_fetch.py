@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -62,6 +63,22 @@ def test_a_failure_is_shared_but_not_kept() -> None:
                 future.result(WAIT)
     fetch.error = None
     assert shared.get(fetch) == "value"
+
+
+def test_nobody_waits_for_anothers_fetch_longer_than_it_may() -> None:
+    """At its deadline a follower goes, and the fetch goes on for the others."""
+    shared, fetch = SharedFetch[str](), Fetch()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shared.get, fetch)
+        assert fetch.began.wait(WAIT)
+        with pytest.raises(TimeoutError):
+            shared.get(fetch, time.monotonic() + 0.05)
+        with pytest.raises(TimeoutError):
+            shared.get(fetch, time.monotonic() - 1)
+        fetch.go.set()
+        assert first.result(WAIT) == "value"
+    assert shared.get(fetch, time.monotonic() - 1) == "value"
+    assert fetch.calls == 1
 
 
 @pytest.mark.parametrize("repetition", range(50))

@@ -29,7 +29,18 @@ PRIORITIES = ("high", "normal", "low", "very_low")
 
 #: The contract's error table: class, fields in order, further base.
 TABLE: list[tuple[type[OperatorError], dict[str, Any], type[Exception]]] = [
-    (TaskTimeoutError, {"task_id": "t-1", "timeout": 1.5}, TimeoutError),
+    (
+        TaskTimeoutError,
+        {
+            "task_id": "t-1",
+            "timeout": 1.5,
+            "state": "started",
+            "queue": "low.x.v1",
+            "queue_depth": 3,
+            "stored_state": "STARTED",
+        },
+        TimeoutError,
+    ),
     (
         TaskExecutionError,
         {"task_id": "t-1", "error_message": "boom", "error_details": {"a": [1]}, "error_type": "E"},
@@ -106,6 +117,13 @@ ROUND_TRIPS = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
 }
+
+
+def test_a_timeout_needs_no_explanation() -> None:
+    """The error is made of an id and a timeout alone, as it always was."""
+    error = TaskTimeoutError("t-1", 1.5)
+    assert (error.task_id, error.timeout, error.state) == ("t-1", 1.5, "unknown")
+    assert (error.queue, error.queue_depth, error.stored_state) == (None, None, None)
 
 
 def test_the_table_is_complete() -> None:
@@ -190,7 +208,21 @@ def test_an_os_error_of_ours_has_no_errno(
     ("error", "parts"),
     [
         (TaskTimeoutError("t-1", 1.5), ["t-1", "1.5 s", "attach"]),
-        (TaskTimeoutError("t-1", None), ["t-1", "the time allowed"]),
+        (TaskTimeoutError("t-1", None), ["t-1", "the time allowed", "still be queued or running"]),
+        (
+            TaskTimeoutError("t-1", 2, "queued", "low.x.v1", 3),
+            ["within 2 s: 3 messages wait in queue low.x.v1", "client.inspect()", "attach"],
+        ),
+        (TaskTimeoutError("t-1", 2, "queued", "low.x.v1", 1), ["1 message waits in queue low.x"]),
+        (TaskTimeoutError("t-1", 2, "queued", None, 2), ["2 messages wait in the operator's queu"]),
+        (
+            TaskTimeoutError("t-1", 2, "picked_up", "low.x.v1", 0),
+            ["queue low.x.v1 is empty: a worker has taken it", "it was lost", "attach"],
+        ),
+        (TaskTimeoutError("t-1", 2, "picked_up", None, 0), ["the operator's queues are empty"]),
+        (TaskTimeoutError("t-1", 2, "started", None, 0, "RETRY"), ["in state RETRY", "attach"]),
+        (TaskTimeoutError("t-1", 2, "finished", None, 0, "SUCCESS"), ["it is there now", "attach"]),
+        (TaskTimeoutError("t-1", 2, "a state of later days"), ["may still be queued or running"]),
         (TaskExecutionError("t-1", "boom"), ["t-1", "boom"]),
         (TaskExecutionError("t-1", "boom", {}, "OddError"), ["t-1", "OddError: boom"]),
         (TaskDeadlineExceededError("t-1", 10, 12.5), ["t-1", "2.500 s"]),

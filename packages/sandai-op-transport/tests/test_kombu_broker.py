@@ -67,6 +67,25 @@ def test_send(broker: KombuBroker, config: Config) -> None:
     assert broker.statistics().connections.idle == 1
 
 
+def test_depths(broker: KombuBroker, config: Config) -> None:
+    """Messages are counted queue by queue, and a queue that is not there is not made."""
+    broker.send(messages(broker, config, 3), acquire_timeout=0)
+    memory.Channel.queues.pop("low.kombu.v1", None)
+    [normal, low] = broker.depths(["normal.kombu.v1", "low.kombu.v1"], acquire_timeout=0)
+    assert (normal.queue, normal.messages, normal.problem) == ("normal.kombu.v1", 3, None)
+    assert (low.messages, low.problem) == (None, "there is no such queue")
+    assert "low.kombu.v1" not in memory.Channel.queues
+
+
+def test_depths_of_a_broker_that_is_away() -> None:
+    """A broker that cannot be asked raises, and gives its permit back."""
+    broker = KombuBroker(configured(broker_url="amqp://127.0.0.1:1//").broker_key)
+    with pytest.raises(TransportError, match="failed"):
+        broker.depths(["normal.kombu.v1"], acquire_timeout=0)
+    assert broker.statistics().connections.in_use == 0
+    broker.close()
+
+
 def test_send_nothing(config: Config) -> None:
     """An empty batch has no outcomes, whatever the broker does."""
     broker = KombuBroker(configured(broker_url="amqp://127.0.0.1:1//").broker_key)

@@ -20,7 +20,7 @@ from sandai.op.models import (
     TaskResult,
     TaskTimeoutError,
 )
-from sandai.op.transport import HubStatistics
+from sandai.op.transport import HubStatistics, Inspection
 
 from ._client import AsyncOperatorClient, create_async_client
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
@@ -36,6 +36,7 @@ __all__ = [
     "ConfigurationError",
     "HealthCheckResult",
     "HubStatistics",
+    "Inspection",
     "InvalidPriorityError",
     "InvalidResultFormatError",
     "InvalidTaskError",

@@ -5,7 +5,7 @@ import math
 from collections import deque
 
 from sandai.op.models import BatchTaskResult, stream
-from sandai.op.transport import Revoker
+from sandai.op.transport import Evidence, Revoker
 
 from ._hub import LoopHub
 from ._mailbox import Inbox
@@ -59,7 +59,7 @@ class Arriving:
         for document in found:
             self._ready += self._arrivals.accept_reply(document.task_id, document.reply)
         if not self._stopped and (not found or self._limit == 0):
-            self._expire()
+            await self._expire()
 
     async def _begin(self) -> Inbox:
         self._hub = self._reader.hub
@@ -70,21 +70,26 @@ class Arriving:
             await self._breath()
         return self._inbox
 
-    def _expire(self) -> None:
+    async def _expire(self) -> None:
         # At the end of the budget. What was settled at the last moment has been taken for
         # us and is on its way: nobody else will be told of it, however long that takes.
         open_ids = list(self._arrivals)
         if self._hub is not None and self._inbox is not None:
             given_up = self._hub.unwatch(open_ids, self._inbox)
-            self._revoker.give_up(given_up)
         else:
             given_up = set(open_ids)
-        for task_id in open_ids:
-            if task_id in given_up:
-                self._ready += self._arrivals.accept(
-                    task_id, self._reader.late(task_id, self._limit)
-                )
-        self._deadline = math.inf
+        evidence = Evidence()
+        try:
+            if self._limit and given_up:
+                evidence = await self._reader.evidence(list(given_up))
+        finally:
+            if self._limit:  # a look gives nothing up
+                self._revoker.give_up(given_up)
+            for task_id in open_ids:
+                if task_id in given_up:
+                    error = self._reader.too_late(evidence, task_id, self._limit)
+                    self._ready += self._arrivals.accept(task_id, error)
+            self._deadline = math.inf
 
     async def stop(self, *, cancelled: bool = False) -> None:
         """Wait for nothing more; who is cancelled has given up on the tasks, too."""

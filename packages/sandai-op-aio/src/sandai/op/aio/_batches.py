@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 from sandai.op.models import (
     BatchTaskResult,
@@ -11,7 +12,7 @@ from sandai.op.models import (
     batch,
     protocol,
 )
-from sandai.op.transport import Config, ResultDocument, Revoker, TaskControls
+from sandai.op.transport import Config, Evidence, ResultDocument, Revoker, TaskControls
 
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
@@ -29,6 +30,9 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
     _revoker: Revoker
+
+    async def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
 
     async def attach(self, task_id: str) -> AsyncTaskHandle:
         """
@@ -76,6 +80,8 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, self._results.deadline(timeout))
         submissions: list[AsyncSubmittedTask] = []
         breath = Breath()
         for index, queued in enumerate(await self._submitted(tasks, controls)):
@@ -131,12 +137,15 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, deadline)
         reducer, breath = batch.BatchReducer(), Breath()
         for index, queued in enumerate(await self._submitted(tasks, controls)):
             reducer.expect_queued(index, queued)
             if breath.due:
                 await breath()
-        return await self._results_of(reducer, timeout, deadline)
+        queue = self._submitter.queue(controls)
+        return await self._results_of(reducer, timeout, deadline, queue)
 
     async def batch_async(
         self,
@@ -185,13 +194,18 @@ class BatchCalls:
             raise
 
     async def _results_of(
-        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
+        self,
+        reducer: batch.BatchReducer,
+        timeout: float | None,
+        deadline: float,
+        queue: str | None = None,
     ) -> list[BatchTaskResult]:
         limit, breath = self._results.wait_limit(timeout), Breath()
 
         def accept(document: ResultDocument) -> None:
             reducer.accept_reply(document.task_id, document.reply)
 
+        evidence = Evidence()
         try:
             await self._results.wait_many(
                 list(reducer),
@@ -200,13 +214,16 @@ class BatchCalls:
                 delete=self.config.auto_forget_result,
                 deadline=deadline,
             )
+            if reducer and limit:
+                evidence = await self._results.evidence(list(reducer))
         except asyncio.CancelledError:
             self._revoker.give_up(reducer)
             raise
         if limit:  # a look gives nothing up
             self._revoker.give_up(reducer)
+        make = partial(evidence.error, queue=queue)
         while reducer:
-            reducer.expire(limit, self._results.failure, most=_EXPIRED)
+            reducer.expire(limit, self._results.failure, most=_EXPIRED, make=make)
             await breath()
         return reducer.results()
 

@@ -26,21 +26,25 @@ from sandai.op.transport import (
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Inspection,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
+    inspect,
     resolve,
 )
 
 from ._batches import BatchCalls
 from ._handle import AsyncTaskHandle
+from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._streams import StreamCalls
 from ._submitter import Artifacts, Options, Submitter
 from ._turns import call_on
+from ._workers import in_own_thread
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -155,12 +159,15 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Submit one task and return its handle.
 
         *timeout* (seconds) sets the task's deadline; 0 sets none. Raises
-        :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        :class:`InvalidTaskError` (with ``validate_options`` also for options that the
+        operator's schema does not take), :class:`InvalidPriorityError` and
         :class:`OperatorConnectionError` (with the ``task_id`` where the task
         may have been queued).
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, self._results.deadline(timeout))
         message = self._submitter.task(input_artifacts, options, controls)
         try:
             return AsyncTaskHandle(await self._submitter.send(message), self._results)
@@ -181,7 +188,8 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Submit one task, wait, and return ``(artifacts, results)``.
 
         *timeout* (seconds) bounds the wait and sets the deadline. Raises what
-        :meth:`async_call` does, and :class:`TaskTimeoutError`,
+        :meth:`async_call` does, and :class:`TaskTimeoutError` (whose ``state`` says what
+        is known of the task: one more look, a quarter of a second at most),
         :class:`TaskExecutionError`, :class:`TaskDeadlineExceededError`,
         :class:`TaskCancelledError`, :class:`InvalidTaskStatusError`,
         :class:`InvalidResultFormatError`.
@@ -189,9 +197,11 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = await self._learn_options(controls, deadline)
         message = self._submitter.task(input_artifacts, options, controls)
         task_id = message.task_id
-        waiting = self._wait(task_id, timeout, deadline, submit=message)
+        waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
         # While a hundred thousand wait, their messages are not kept.
         del message, input_artifacts, options, controls
         try:
@@ -208,7 +218,8 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Asked for once per client and kept; raises as :meth:`sync` does.
         """
         self._results.check_open()
-        return await self._description.get(self._fetch_description)
+        fetch = partial(self._fetch_description, None, self._results.deadline(None))
+        return await self._description.get(fetch)
 
     # Health.
 
@@ -243,7 +254,7 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
                 False, False, False, getattr(error, "task_id", None), str(error)
             )
         try:
-            reply = (await self._wait(task_id, timeout, deadline)).reply()
+            reply = (await self._wait(task_id, timeout, deadline, queue=message.queue)).reply()
         except ClientClosedError:
             raise
         except OperatorError as error:
@@ -255,6 +266,18 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         """Return what this client's broker and backend look like now."""
         self._results.check_open()
         return self._transport.broker.statistics(), self._transport.backend.statistics()
+
+    async def inspect(self, timeout: float = 2.0) -> Inspection:
+        """
+        Return what there is to see: queues, workers, budgets, waits, outages.
+
+        Asks broker, workers and backend for *timeout* seconds at most; takes about a
+        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
+        for a server: the part that failed says why.
+        """
+        self._results.check_open()
+        call = partial(inspect, self.config, self._transport, self._results.app.get, timeout)
+        return await in_own_thread(call, "sandai-op-inspect")
 
     # Its life.
 
@@ -315,6 +338,7 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         timeout: float | None,
         deadline: float,
         *,
+        queue: str,
         submit: TaskMessage | None = None,
     ) -> ResultDocument:
         limit = self._results.wait_limit(timeout)
@@ -327,6 +351,7 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
+            queue=queue,
         )
         del submit
         document = await waiting
@@ -343,11 +368,19 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         if drained is not None:
             await asyncio.wait([asyncio.wrap_future(drained)], timeout=_DRAINING)
 
-    async def _fetch_description(self) -> dict[str, Any]:
-        deadline = self._results.deadline(None)
-        task_id = await self._submitter.send(self._submitter.description())
+    async def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        limit = self._results.wait_limit(controls.timeout)
+        if limit == 0:
+            limit, deadline = self.config.timeout, self._results.deadline(None)
+        return await learn_options(
+            self._submitter, self._description, self._fetch_description, controls, limit, deadline
+        )
+
+    async def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
+        message = self._submitter.description()
+        task_id = await self._submitter.send(message)
         try:
-            reply = (await self._wait(task_id, None, deadline)).reply()
+            reply = (await self._wait(task_id, limit, deadline, queue=message.queue)).reply()
         except (TaskTimeoutError, asyncio.CancelledError) as error:
             self._gave_up(task_id, error)
             raise

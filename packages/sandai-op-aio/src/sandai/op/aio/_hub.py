@@ -106,6 +106,8 @@ class LoopHub:
             swept=self._swept,
             sweeps=self._sweeps,
             push_connects=self._push.opened,
+            outage=None if (error := self._outage.error) is None else str(error),
+            push_outage=self._push.problem,
         )
 
     # For any thread.

@@ -52,6 +52,11 @@ class PushKeeper:
         self.line: PushLine | None = None
 
     @property
+    def problem(self) -> str | None:
+        """Why there is no line; ``None`` while there is one, or none is wanted."""
+        return self._policy.problem
+
+    @property
     def opened(self) -> int:
         """How many lines have been opened."""
         return self._policy.opens

@@ -18,6 +18,7 @@ from sandai.op.models import (
 from sandai.op.transport import (
     Backend,
     Config,
+    Evidence,
     ResultDocument,
     Revoker,
     TaskBuilder,
@@ -27,6 +28,7 @@ from sandai.op.transport import (
 )
 
 from ._celery import ClientApp
+from ._explainer import Explainer
 from ._hub import LoopHub, hub_of
 from ._mailbox import Mailbox, deadline_after, fail_all
 from ._turns import Breath, PerLoop
@@ -58,6 +60,7 @@ class ResultReader:
         self._hubs: PerLoop[Backend, LoopHub] = PerLoop(hub_of)
         # No lock: adding, discarding and copying are atomic, and several loops do it.
         self._mailboxes: set[Mailbox] = set()
+        self._explainer = Explainer(config, transport)
         self._closed = False
 
     def wait_limit(self, timeout: float | None) -> float | None:
@@ -93,12 +96,14 @@ class ResultReader:
         delete: bool,
         deadline: float | None = None,
         submit: Submit | None = None,
+        queue: str | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
         *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* begins to
-        hand the task in: the wait has begun by then, so that both cost one trip. Raises
+        hand the task in: the wait has begun by then, so that both cost one trip. *queue* is
+        the task's, where that is known. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
@@ -138,14 +143,28 @@ class ResultReader:
                 self._mailboxes.discard(mailbox)
         if found:
             return found[0]
-        raise self.late(task_id, timeout)
+        raise self.too_late(
+            await self.evidence([task_id]) if timeout != 0 else Evidence(), task_id, timeout, queue
+        )
 
-    def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+    def too_late(
+        self, evidence: Evidence, task_id: str, timeout: float | None, queue: str | None = None
+    ) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
         # Made here: a frame that raises what it holds is kept, until the collector comes.
-        error = TaskTimeoutError(task_id, timeout)
+        error = evidence.error(task_id, timeout, queue)
         error.__cause__ = self.failure
         return error
+
+    async def evidence(self, task_ids: Sequence[str]) -> Evidence:
+        """
+        Return what a last look shows of tasks, a quarter of a second at most.
+
+        Nothing while results cannot be read: that is what is to be told then.
+        """
+        if self._closed or self.failure is not None:
+            return Evidence()
+        return await self._explainer.look(task_ids)
 
     async def wait_many(
         self,

@@ -13,6 +13,7 @@ from sandai.op.transport import (
     Item,
     LimiterStatistics,
     Outcome,
+    QueueDepth,
     RedisBroker,
     Rendering,
     TaskMessage,
@@ -21,6 +22,7 @@ from sandai.op.transport import (
 )
 
 from ._flusher import Entry, Flusher
+from ._pool import Lease
 from ._redis import LoopConnection
 from ._turns import Breath
 from ._workers import Workers
@@ -34,6 +36,11 @@ class Sender(Protocol):
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Check that a message could be queued; see :meth:`Broker.ping`."""
+
+    async def depths(
+        self, queues: Sequence[str], *, patience: float, timeout: float | None
+    ) -> list[QueueDepth]:
+        """Return how many messages wait in each queue; see :meth:`Broker.depths`."""
 
 
 def sender_of(broker: Broker) -> Sender:
@@ -86,6 +93,19 @@ class RedisSender:
 
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Push a message and take it out again in one transaction."""
+        async with await self._lease(patience, timeout) as connection:
+            replies = await connection.execute(self._broker.ping_commands(message))
+            self._broker.check_ping(replies)
+
+    async def depths(
+        self, queues: Sequence[str], *, patience: float, timeout: float | None
+    ) -> list[QueueDepth]:
+        """Ask for the lengths of the queues' lists in one write."""
+        async with await self._lease(patience, timeout) as connection:
+            replies = await connection.execute(self._broker.depth_commands(queues))
+        return self._broker.depths_in(queues, replies)
+
+    async def _lease(self, patience: float, timeout: float | None) -> Lease:
         lease = self._pool.acquire_now() if patience <= 0 else self._pool.try_acquire()
         if lease is None:
             try:
@@ -95,9 +115,7 @@ class RedisSender:
                 raise self._broker.limiter.timeout_error(patience) from None
         if timeout and timeout < self._broker.connector.io_timeout:
             lease.io_timeout = timeout
-        async with lease as connection:
-            replies = await connection.execute(self._broker.ping_commands(message))
-            self._broker.check_ping(replies)
+        return lease
 
     def statistics(self) -> LimiterStatistics:
         """Return the budget's."""
@@ -180,6 +198,15 @@ class WorkerSender:
     async def ping(self, message: TaskMessage, *, patience: float, timeout: float | None) -> None:
         """Connect and ask for the queue."""
         await self._workers.run(partial(self._broker.ping, message, timeout=timeout), patience)
+
+    async def depths(
+        self, queues: Sequence[str], *, patience: float, timeout: float | None
+    ) -> list[QueueDepth]:
+        """Ask for each queue with a passive declare."""
+        depths: list[QueueDepth] = await self._workers.run(
+            partial(self._broker.depths, queues, timeout=timeout), patience
+        )
+        return depths
 
     def statistics(self) -> LimiterStatistics:
         """Return the budget's."""

@@ -1,8 +1,10 @@
 """A value that many coroutines, on any loops, ask for and one fetches."""
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Generic, TypeVar
@@ -34,8 +36,13 @@ class SharedFetch(Generic[V]):
         self._flight: _Flight | None = None
         self._process = os.getpid()
 
-    async def get(self, fetch: Callable[[], Awaitable[V]]) -> V:
-        """Return the value, or raise what *fetch* raised."""
+    async def get(self, fetch: Callable[[], Awaitable[V]], deadline: float = math.inf) -> V:
+        """
+        Return the value, or raise what *fetch* raised.
+
+        At *deadline* (``time.monotonic()``) it waits no longer for another's fetch, and
+        raises :class:`TimeoutError`.
+        """
         if self._process != os.getpid():
             # A forked child: whoever fetched, or held the lock, stayed behind.
             self._reset()
@@ -49,9 +56,11 @@ class SharedFetch(Generic[V]):
                     own = self._flight = _Flight(loop)
                     break
                 landed = flight.follow(loop)
-            await _either(landed)
+            await _either(landed, deadline)
             if flight.error is not None:
                 raise flight.error
+            if not flight.over and time.monotonic() >= deadline:
+                raise TimeoutError
         try:
             self._value = value = await fetch()
         except Exception as error:
@@ -70,6 +79,7 @@ class _Flight:
         self._loop = loop
         self._followers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self.error: Exception | None = None
+        self.over = False
 
     @property
     def stranded(self) -> bool:
@@ -85,6 +95,7 @@ class _Flight:
 
     def land(self) -> None:
         """Tell the followers, each on its loop; under the lock."""
+        self.over = True
         for loop, landed in self._followers:
             call_on(loop, partial(_end, landed))
         self._followers.clear()
@@ -95,10 +106,10 @@ def _end(landed: "asyncio.Future[None]") -> None:
         landed.set_result(None)
 
 
-async def _either(landed: "asyncio.Future[None]") -> None:
+async def _either(landed: "asyncio.Future[None]", deadline: float) -> None:
     """Wait until it has landed, but not so long that a stopped loop goes unnoticed."""
     try:
-        async with asyncio.timeout(_CHECK_INTERVAL):
+        async with asyncio.timeout(min(_CHECK_INTERVAL, max(0.0, deadline - time.monotonic()))):
             await landed
     except TimeoutError:
         return

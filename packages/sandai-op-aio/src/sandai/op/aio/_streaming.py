@@ -8,12 +8,13 @@ broker holds results back. They end with the stream.
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from sandai.op.models import BatchTaskResult, stream
-from sandai.op.transport import Revoker, TaskControls
+from sandai.op.transport import Evidence, Revoker, TaskControls
 
 from ._hub import LoopHub
 from ._mailbox import Inbox
@@ -21,6 +22,8 @@ from ._results import ResultReader
 from ._source import Source
 from ._submitter import Submitter
 from ._turns import Breath, call_on, spawn
+
+Learn = Callable[[TaskControls, float], Awaitable[TaskControls]]
 
 
 class Streaming:
@@ -36,6 +39,7 @@ class Streaming:
         controls: TaskControls,
         *,
         delete: bool,
+        learn: Learn | None = None,
     ) -> None:
         self._submitter = submitter
         self._reader = reader
@@ -44,7 +48,9 @@ class Streaming:
         self._window = window
         self._controls = controls
         self._delete = delete
+        self._learn = learn
         self._limit = reader.wait_limit(controls.timeout)
+        self._queue = submitter.queue(controls)
         #: Tasks that have been read and not submitted.
         self._read: list[Any] = []
         self._reading = True
@@ -68,7 +74,7 @@ class Streaming:
                 await self._breath()
             if self._inbox is None:  # somebody else has stopped it
                 raise StopAsyncIteration
-            self._expire()
+            await self._expire()
             if (result := window.pop()) is not None:
                 self._room.set()
                 return result
@@ -104,12 +110,19 @@ class Streaming:
     def _failed(task: "asyncio.Task[None]") -> bool:
         return task.cancelled() or task.exception() is not None
 
-    def _expire(self) -> None:
-        window = self._window
+    async def _expire(self) -> None:
+        window, evidence = self._window, Evidence()
         if (late := window.overdue(time.monotonic())) and self._hub and self._inbox:
             given_up = self._hub.unwatch(late, self._inbox)
-            self._revoker.give_up(given_up)
-            window.expire(late, given_up, partial(self._reader.late, timeout=self._limit))
+            try:
+                if given_up:
+                    evidence = await self._reader.evidence(list(given_up))
+            finally:
+                self._revoker.give_up(given_up)
+                error = partial(
+                    self._reader.too_late, evidence, timeout=self._limit, queue=self._queue
+                )
+                window.expire(late, given_up, error)
 
     # The two tasks.
 
@@ -153,6 +166,10 @@ class Streaming:
         return wanted
 
     async def _submit_on(self) -> None:
+        learn, self._learn = self._learn, None
+        if learn is not None:
+            await learn(self._controls, self._reader.deadline(self._controls.timeout))
+            learn = None  # which holds the client
         window = self._window
         while self._read or self._reading:
             if not self._read:

@@ -23,6 +23,9 @@ class StreamCalls:
     _results: ResultReader
     _revoker: Revoker
 
+    async def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
+
     def map(
         self,
         tasks: Tasks | AsyncIterable[tuple[Artifacts, Options]],
@@ -68,6 +71,7 @@ class StreamCalls:
             window,
             controls,
             delete=self.config.auto_forget_result,
+            learn=self._learn_options if self._submitter.wants_schema else None,
         )
         return ResultStream(work)
 

@@ -5,14 +5,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from sandai.op.transport import Limiter, TransportError
 
 from ._turns import call_on
+
+R = TypeVar("R")
 
 _lock = threading.Lock()
 _workers: "WeakKeyDictionary[Any, Workers]" = WeakKeyDictionary()
@@ -80,6 +82,32 @@ class Workers:
                 raise TransportError("its last client was closed")
             raise self._limiter.timeout_error(patience)
         return job.result()
+
+
+async def in_own_thread(call: Callable[[], R], name: str) -> R:
+    """
+    Return what *call* does, or raise what it raises, in a thread made for it.
+
+    For what is asked now and then. A cancelled caller's call goes on by itself.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    outcome: Future[R] = Future()
+
+    def wake() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+        call_on(loop, wake)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    await done
+    return outcome.result()
 
 
 def _after_fork_in_child() -> None:

@@ -20,7 +20,7 @@ from sandai.op.models import (
     TaskResult,
     TaskTimeoutError,
 )
-from sandai.op.transport import HubStatistics
+from sandai.op.transport import HubStatistics, Inspection
 
 from ._client import OperatorClient, create_client
 from ._handle import OperatorAsyncResult, SubmittedTask
@@ -32,6 +32,7 @@ __all__ = [
     "ConfigurationError",
     "HealthCheckResult",
     "HubStatistics",
+    "Inspection",
     "InvalidPriorityError",
     "InvalidResultFormatError",
     "InvalidTaskError",

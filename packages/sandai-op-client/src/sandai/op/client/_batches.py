@@ -1,6 +1,7 @@
 """The batch calls: submit many, collect many."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from sandai.op.models import (
     BatchTaskResult,
@@ -9,7 +10,7 @@ from sandai.op.models import (
     OperatorError,
     batch,
 )
-from sandai.op.transport import Config, Revoker, TaskControls
+from sandai.op.transport import Config, Evidence, Revoker, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._results import ResultReader
@@ -23,6 +24,9 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
     _revoker: Revoker
+
+    def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
 
     def attach(self, task_id: str) -> OperatorAsyncResult:
         """
@@ -71,6 +75,8 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, self._results.deadline(timeout))
         return [
             SubmittedTask(index, error=queued)
             if isinstance(queued, OperatorError)
@@ -118,11 +124,13 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, deadline)
         # Without handles: nobody sees them, and each costs as much as the task itself.
         reducer = batch.BatchReducer()
         for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
             reducer.expect_queued(index, queued)
-        return self._results_of(reducer, timeout, deadline)
+        return self._results_of(reducer, timeout, deadline, queue=self._submitter.queue(controls))
 
     def batch_async(
         self,
@@ -163,15 +171,22 @@ class BatchCalls:
         return [result.to_legacy_tuple() for result in results]
 
     def _results_of(
-        self, reducer: batch.BatchReducer, timeout: float | None, deadline: float
+        self,
+        reducer: batch.BatchReducer,
+        timeout: float | None,
+        deadline: float,
+        queue: str | None = None,
     ) -> list[BatchTaskResult]:
         limit, delete = self._results.wait_limit(timeout), self.config.auto_forget_result
         documents = self._results.wait_many(list(reducer), limit, delete=delete, deadline=deadline)
         for document in documents:
             reducer.accept_reply(document.task_id, document.reply)
-        if limit:
-            self._revoker.give_up(reducer)
-        reducer.expire(limit, self._results.failure)
+        if reducer:
+            evidence = self._results.evidence(list(reducer)) if limit else Evidence()
+            if limit:  # a look gives nothing up
+                self._revoker.give_up(reducer)
+            make = partial(evidence.error, queue=queue)
+            reducer.expire(limit, self._results.failure, make=make)
         return reducer.results()
 
 

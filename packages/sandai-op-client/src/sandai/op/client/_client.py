@@ -26,17 +26,20 @@ from sandai.op.transport import (
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Inspection,
     ResultDocument,
     Revoker,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
+    inspect,
     resolve,
 )
 
 from ._batches import BatchCalls
 from ._handle import OperatorAsyncResult
+from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._streams import StreamCalls
@@ -152,12 +155,15 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Submit one task and return its handle.
 
         *timeout* (seconds) sets the task's deadline; 0 sets none. Raises
-        :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        :class:`InvalidTaskError` (with ``validate_options`` also for options that the
+        operator's schema does not take), :class:`InvalidPriorityError` and
         :class:`OperatorConnectionError` (with the ``task_id`` where the task
         may have been queued).
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, self._results.deadline(timeout))
         message = self._submitter.task(input_artifacts, options, controls)
         return self._results.handle(self._submitter.send(message))
 
@@ -174,7 +180,8 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Submit one task, wait, and return ``(artifacts, results)``.
 
         *timeout* (seconds) bounds the wait and sets the deadline. Raises what
-        :meth:`async_call` does, and :class:`TaskTimeoutError`,
+        :meth:`async_call` does, and :class:`TaskTimeoutError` (whose ``state`` says what
+        is known of the task: one more look, a quarter of a second at most),
         :class:`TaskExecutionError`, :class:`TaskDeadlineExceededError`,
         :class:`TaskCancelledError`, :class:`InvalidTaskStatusError`,
         :class:`InvalidResultFormatError`.
@@ -182,9 +189,13 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        if self._submitter.wants_schema:
+            controls = self._learn_options(controls, deadline)
         message = self._submitter.task(input_artifacts, options, controls)
         try:
-            document = self._wait(message.task_id, timeout, deadline, submit=message)
+            document = self._wait(
+                message.task_id, timeout, deadline, queue=message.queue, submit=message
+            )
         except TaskTimeoutError as error:
             self._gave_up(error)
             raise
@@ -198,7 +209,8 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Asked for once per client and kept; raises as :meth:`sync` does.
         """
         self._results.check_open()
-        return self._description.get(self._fetch_description)
+        fetch = partial(self._fetch_description, None, self._results.deadline(None))
+        return self._description.get(fetch)
 
     # Health.
 
@@ -233,7 +245,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
                 False, False, False, getattr(error, "task_id", None), str(error)
             )
         try:
-            reply = self._wait(task_id, timeout, deadline).reply()
+            reply = self._wait(task_id, timeout, deadline, queue=message.queue).reply()
         except ClientClosedError:
             raise
         except OperatorError as error:
@@ -245,6 +257,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         """Return what this client's broker and backend look like now."""
         self._results.check_open()
         return self._transport.broker.statistics(), self._transport.backend.statistics()
+
+    def inspect(self, timeout: float = 2.0) -> Inspection:
+        """
+        Return what there is to see: queues, workers, budgets, waits, outages.
+
+        Asks broker, workers and backend for *timeout* seconds at most; takes about a
+        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
+        for a server: the part that failed says why.
+        """
+        self._results.check_open()
+        return inspect(self.config, self._transport, lambda: self.celery_app, timeout)
 
     # Its life.
 
@@ -294,6 +317,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         timeout: float | None,
         deadline: float,
         *,
+        queue: str,
         submit: TaskMessage | None = None,
     ) -> ResultDocument:
         limit = self._results.wait_limit(timeout)
@@ -306,6 +330,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
+            queue=queue,
         )
         self._debug("task %s ended: %s", task_id, document.state)
         return document
@@ -315,11 +340,19 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         if drained is not None:
             wait([drained], _DRAINING)
 
-    def _fetch_description(self) -> dict[str, Any]:
-        deadline = self._results.deadline(None)
-        task_id = self._submitter.send(self._submitter.description())
+    def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        limit = self._results.wait_limit(controls.timeout)
+        if limit == 0:
+            limit, deadline = self.config.timeout, self._results.deadline(None)
+        return learn_options(
+            self._submitter, self._description, self._fetch_description, controls, limit, deadline
+        )
+
+    def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
+        message = self._submitter.description()
+        task_id = self._submitter.send(message)
         try:
-            reply = self._wait(task_id, None, deadline).reply()
+            reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
         except TaskTimeoutError as error:
             self._gave_up(error)
             raise

@@ -108,6 +108,8 @@ class ResultHub:
             swept=self._swept,
             sweeps=self._sweeps,
             push_connects=self._push.opened,
+            outage=None if (error := self._outage.error) is None else str(error),
+            push_outage=self._push.problem,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from sandai.op.models import (
 )
 from sandai.op.transport import (
     Config,
+    Evidence,
     ResultDocument,
     TaskBuilder,
     Transport,
@@ -26,6 +27,7 @@ from sandai.op.transport import (
 )
 
 from ._callbacks import Callbacks
+from ._explainer import Explainer
 from ._handle import BoundedBackend, OperatorAsyncResult
 from ._hub import ResultHub
 from ._mailbox import Mailbox, deadline_after
@@ -57,6 +59,7 @@ class ResultReader:
         # be held for good in a forked child.
         self._mailboxes: set[Mailbox] = set()
         self._callbacks = Callbacks()
+        self._explainer = Explainer(config, transport)
         self._closed = False
 
     @property
@@ -114,20 +117,21 @@ class ResultReader:
         delete: bool,
         deadline: float | None = None,
         submit: Callable[[Callable[[], object]], Submission] | None = None,
+        queue: str | None = None,
     ) -> ResultDocument:
         """
         Return one task's document once it is ready.
 
         *timeout* in seconds; 0 looks once, ``None`` waits for good. *submit* begins to
         hand the task in, given what wakes this caller: the wait has begun by then, so
-        that both cost one trip. Raises
+        that both cost one trip. *queue* is the task's, where that is known. Raises
         :class:`TaskTimeoutError`, :class:`ClientClosedError`, and on a single
         look what :meth:`look` raises.
         """
         if timeout == 0:
             for document in self._look_once([task_id], delete=delete):
                 return document
-            raise self.late(task_id, timeout)
+            raise self.too_late(Evidence(), task_id, timeout)
         own = (protocol.check_task_id(task_id),)
         deadline = deadline_after(timeout) if deadline is None else deadline
         with self.mailbox() as mailbox:
@@ -152,12 +156,30 @@ class ResultReader:
             if found is None and not hub.unwatch(own, mailbox):
                 found = _taken(mailbox)  # see wait_many()
         if found is None:
-            raise self.late(task_id, timeout)
+            raise self.late(task_id, timeout, queue)
         return found
 
-    def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
+    def late(
+        self, task_id: str, timeout: float | None, queue: str | None = None
+    ) -> TaskTimeoutError:
+        """Look, and return the error of a wait that ran out."""
+        return self.too_late(self.evidence([task_id]), task_id, timeout, queue)
+
+    def evidence(self, task_ids: Sequence[str]) -> Evidence:
+        """
+        Return what a last look shows of tasks, a quarter of a second at most.
+
+        Nothing while results cannot be read: that is what is to be told then.
+        """
+        if self._closed or self.failure is not None:
+            return Evidence()
+        return self._explainer.look(task_ids)
+
+    def too_late(
+        self, evidence: Evidence, task_id: str, timeout: float | None, queue: str | None = None
+    ) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
-        error = TaskTimeoutError(task_id, timeout)
+        error = evidence.error(task_id, timeout, queue)
         error.__cause__ = self.failure
         return error
 

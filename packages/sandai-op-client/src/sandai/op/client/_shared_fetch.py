@@ -1,7 +1,9 @@
 """A value that many threads ask for and one fetches."""
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -26,8 +28,13 @@ class SharedFetch(Generic[V]):
         # Last: another thread of the child must not see the parent's lock.
         self._process = os.getpid()
 
-    def get(self, fetch: Callable[[], V]) -> V:
-        """Return the value, or raise what *fetch* raised."""
+    def get(self, fetch: Callable[[], V], deadline: float = math.inf) -> V:
+        """
+        Return the value, or raise what *fetch* raised.
+
+        At *deadline* (``time.monotonic()``) it waits no longer for another thread's fetch,
+        and raises :class:`TimeoutError`.
+        """
         known = self._value
         if known is not None:
             return known
@@ -53,9 +60,15 @@ class SharedFetch(Generic[V]):
                 if self._flight is own:
                     self._flight = None
                     own.landed.set()
-            flight.landed.wait()
+            if not flight.landed.wait(_until(deadline)):
+                raise TimeoutError
             if flight.error is not None:
                 raise flight.error
+
+
+def _until(deadline: float) -> float | None:
+    """Return the seconds until then; ``None``: for good."""
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
 class _Flight:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sandai.op.models import BatchTaskResult, InvalidTaskError, stream
-from sandai.op.transport import Config, Revoker, TaskBuilder, TaskControls
+from sandai.op.transport import Config, Evidence, Revoker, TaskBuilder, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._hub import ResultHub
@@ -24,6 +24,9 @@ class StreamCalls:
     _submitter: Submitter
     _results: ResultReader
     _revoker: Revoker
+
+    def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
+        raise NotImplementedError
 
     def map(
         self,
@@ -105,11 +108,13 @@ class StreamCalls:
         documents = self._results.wait_many(list(arrivals), limit, delete=delete, deadline=deadline)
         for document in documents:
             yield from arrivals.accept_reply(document.task_id, document.reply)
-        late = list(arrivals)
-        if limit:
-            self._revoker.give_up(late)
-        for task_id in late:
-            yield from arrivals.accept(task_id, self._results.late(task_id, limit))
+        if late := list(arrivals):
+            evidence = self._results.evidence(late) if limit else Evidence()
+            if limit:  # a look gives nothing up
+                self._revoker.give_up(late)
+            for task_id in late:
+                error = self._results.too_late(evidence, task_id, limit)
+                yield from arrivals.accept(task_id, error)
 
 
 class Source:
@@ -160,8 +165,14 @@ class _Stream:
         self._window = window
         self._controls = controls
         self._limit = self._reader.wait_limit(controls.timeout)
+        self._queue = self._submitter.queue(controls)
+        self._learn = client._learn_options if self._submitter.wants_schema else None
 
     def results(self) -> Results:
+        learn, self._learn = self._learn, None
+        if learn is not None:
+            learn(self._controls, self._reader.deadline(self._controls.timeout))
+            learn = None  # which holds the client
         window = self._window
         with self._reader.mailbox() as mailbox:
             hub = self._reader.hub_to_wait_on()
@@ -214,5 +225,7 @@ class _Stream:
             window.accept_reply(document.task_id, document.reply)
         if late := window.overdue(time.monotonic()):
             given_up = hub.unwatch(late, mailbox)
+            evidence = self._reader.evidence(list(given_up)) if given_up else Evidence()
             self._revoker.give_up(given_up)
-            window.expire(late, given_up, partial(self._reader.late, timeout=self._limit))
+            error = partial(self._reader.too_late, evidence, timeout=self._limit, queue=self._queue)
+            window.expire(late, given_up, error)

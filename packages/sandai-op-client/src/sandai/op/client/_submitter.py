@@ -54,10 +54,6 @@ class Submitter:
         broker, reply_to = self._road()
         return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
 
-    def check(self, controls: TaskControls) -> None:
-        """Raise for controls that no task can be sent with."""
-        self._builder.check(controls)
-
     def tasks(
         self, tasks: Tasks, controls: TaskControls, *, first: int = 0
     ) -> list[str | OperatorError]:
@@ -73,6 +69,23 @@ class Submitter:
                 pass
             batch.settle(self._send(batch.messages))
         return batch.outcomes
+
+    @property
+    def wants_schema(self) -> bool:
+        """Whether the operator's ``options_schema`` must be learnt before a task is built."""
+        return self._builder.wants_schema
+
+    def check(self, controls: TaskControls) -> None:
+        """Raise for controls that no task can be sent with."""
+        self._builder.check(controls)
+
+    def learn_schema(self, schema: object) -> None:
+        """Check options by this from now on; see :meth:`TaskBuilder.learn_schema`."""
+        self._builder.learn_schema(schema)
+
+    def queue(self, controls: TaskControls) -> str:
+        """Return where tasks go that are submitted with these controls."""
+        return self._builder.queue(controls)
 
     def probe(self, timeout: float) -> TaskMessage:
         """Build a probe's message."""

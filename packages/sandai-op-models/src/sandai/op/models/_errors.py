@@ -40,19 +40,60 @@ class TaskTimeoutError(OperatorError, TimeoutError):
     This client's wait for a result ran out; the task itself may still run.
 
     ``timeout`` is in seconds. When the result backend could not be reached
-    meanwhile, the last failure is the error's ``__cause__``.
+    meanwhile, the last failure is the error's ``__cause__``, and no more is known.
+
+    ``state`` is what a last look showed:
+
+    - ``queued``: messages wait in its queue, and it may be one of them;
+    - ``picked_up``: the queue is empty: a worker has taken it and is at it, or it was lost,
+      or its result was;
+    - ``started``: a worker stored a state, which is ``stored_state`` (``STARTED``, ``RETRY``,
+      an operator's own);
+    - ``finished``: its result came a moment too late;
+    - ``unknown``: nothing could be seen.
+
+    ``queue_depth`` is the number of messages in ``queue``, or in all of the operator's
+    queues where ``queue`` is ``None``: a handle does not know where its task was sent.
     """
 
     task_id: str
     timeout: float | None = None
+    state: str = "unknown"
+    queue: str | None = None
+    queue_depth: int | None = None
+    stored_state: str | None = None
 
     def _sentence(self) -> str:
-        # Not every log shows causes.
-        why = "" if self.__cause__ is None else f" (reading results fails: {self.__cause__})"
-        return (
-            f"no result of task {self.task_id} within {_seconds(self.timeout)}{why}; "
-            "it may still be queued or running (attach(task_id) waits for it again)"
-        )
+        late = f"no result of task {self.task_id} within {_seconds(self.timeout)}"
+        if self.__cause__ is not None:
+            late += f" (reading results fails: {self.__cause__})"  # not every log shows causes
+        return f"{late}{self._explanation()} (attach(task_id) waits for it again)"
+
+    def _explanation(self) -> str:
+        match self.state:
+            case "queued":
+                where = f"queue {self.queue}" if self.queue else "the operator's queues"
+                wait = (
+                    "1 message waits"
+                    if self.queue_depth == 1
+                    else (f"{self.queue_depth} messages wait")
+                )
+                return (
+                    f": {wait} in {where}, and it may be among them; no worker has come to it, or "
+                    "there is none: see client.inspect()"
+                )
+            case "picked_up":
+                where = f"queue {self.queue} is" if self.queue else "the operator's queues are"
+                return (
+                    f": {where} empty: a worker has taken it and is at it, or it was lost (the "
+                    "worker died, the broker was emptied, its result is elsewhere or deleted)"
+                )
+            case "started":
+                return f": a worker is at it, in state {self.stored_state}"
+            case "finished":
+                return ", but it is there now"
+            case _:
+                return "; it may still be queued or running"
 
 
 @define(slots=False)

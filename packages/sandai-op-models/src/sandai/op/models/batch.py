@@ -89,10 +89,15 @@ class BatchReducer:
         cause: BaseException | None = None,
         *,
         most: int | None = None,
+        make: Callable[[str, float | None], TaskTimeoutError] = TaskTimeoutError,
     ) -> None:
-        """Fill what is still open, or *most* of it, with :class:`TaskTimeoutError`."""
+        """
+        Fill what is still open, or *most* of it, with :class:`TaskTimeoutError`.
+
+        *make* makes each, of a task id and the timeout.
+        """
         for task_id in list(islice(self._waiting, most)):
-            error = TaskTimeoutError(task_id, timeout)
+            error = make(task_id, timeout)
             error.__cause__ = cause
             self.accept(task_id, error)
 

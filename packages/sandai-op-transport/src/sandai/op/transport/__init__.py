@@ -3,12 +3,15 @@
 from ._app import OperatorApp, client_app
 from ._backend import Backend, BackendStatistics, Reader
 from ._batch_submission import BatchSubmission
-from ._broker import Broker, BrokerStatistics, Outcome
+from ._broker import Broker, BrokerStatistics, Outcome, QueueDepth
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
 from ._errors import TransportError
+from ._evidence import LOOK_SECONDS, MOST_LOOKED_AT, Evidence
 from ._group_commit import Posting
 from ._inheritance import close_in_child
+from ._inspecting import inspect
+from ._inspection import Inspection, Worker
 from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
@@ -33,7 +36,9 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
     "IDLE_SECONDS",
+    "LOOK_SECONDS",
     "MESSAGES_PER_WRITE",
+    "MOST_LOOKED_AT",
     "PENDING",
     "READY_STATES",
     "SHORTEST",
@@ -53,8 +58,10 @@ __all__ = [
     "ConfiguredClient",
     "ConnectionPool",
     "DocumentDecoder",
+    "Evidence",
     "Health",
     "HubStatistics",
+    "Inspection",
     "Item",
     "Limiter",
     "LimiterStatistics",
@@ -66,6 +73,7 @@ __all__ = [
     "PushPolicy",
     "PushRefused",
     "PushSession",
+    "QueueDepth",
     "Reader",
     "RedisBackend",
     "RedisBroker",
@@ -84,8 +92,10 @@ __all__ = [
     "TransportStatistics",
     "Waiter",
     "WaiterTable",
+    "Worker",
     "client_app",
     "close_in_child",
+    "inspect",
     "interrupted",
     "last_reply",
     "pending",

@@ -64,17 +64,21 @@ class AmqpLine(Line):
     def exists(self, queue: str) -> bool:
         """Return whether there is such a queue."""
         self._listen()
-        if queue in self.known_queues:
-            return True
+        return queue in self.known_queues or self.depth(queue) is not None
+
+    def depth(self, queue: str) -> tuple[int, int | None] | None:
+        """Return how many messages and consumers a queue has; ``None`` where there is none."""
+        self._listen()
         try:
-            self.channel.queue_declare(queue=queue, passive=True)
+            declared = self.channel.queue_declare(queue=queue, passive=True)
         except self.connection.channel_errors as error:
             if error.reply_code != _NOT_FOUND:
                 raise
             self._replace_channel()
-            return False
+            self.known_queues.discard(queue)
+            return None
         self.known_queues.add(queue)
-        return True
+        return int(declared.message_count), int(declared.consumer_count)
 
     def declare(self, queue: Queue) -> None:
         """Declare a queue that does not exist yet; what somebody else just made is left alone."""

@@ -24,6 +24,21 @@ class BrokerStatistics:
     sent: int
 
 
+@frozen
+class QueueDepth:
+    """
+    How many messages wait in a queue; those that workers have fetched are not in it.
+
+    ``consumers`` is how many consumers the broker sees on it, where it tells (AMQP).
+    ``messages`` is ``None`` where the queue cannot be read; ``problem`` says why.
+    """
+
+    queue: str
+    messages: int | None
+    consumers: int | None = None
+    problem: str | None = None
+
+
 class Broker(Protocol):
     """A shared, bounded way into the queues; for threads."""
 
@@ -31,6 +46,8 @@ class Broker(Protocol):
     messages: MessageFactory
     #: Whether a message with an ``attempt`` may be sent again, and is queued once all the same.
     takes_once: bool
+    #: Whether it keeps to a timeout, whatever the server does; not every library of kombu's does.
+    punctual: bool
 
     def send(self, messages: Sequence[TaskMessage], *, acquire_timeout: float) -> list[Outcome]:
         """
@@ -48,6 +65,17 @@ class Broker(Protocol):
 
         A *timeout* (seconds) shorter than the I/O timeout takes its place. Raises
         what :meth:`send` returns.
+        """
+
+    def depths(
+        self, queues: Sequence[str], *, acquire_timeout: float, timeout: float | None = None
+    ) -> list[QueueDepth]:
+        """
+        Return how many messages wait in each queue.
+
+        A *timeout* (seconds) shorter than the I/O timeout takes its place. A queue that
+        cannot be read has its ``problem``; a broker that cannot be asked raises
+        :class:`ClientPoolTimeoutError` or :class:`TransportError`.
         """
 
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:

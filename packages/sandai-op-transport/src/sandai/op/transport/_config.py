@@ -15,6 +15,7 @@ from sandai.op.models import Priority, protocol, queue_name, redact, task_name
 
 from ._freeze import Frozen, freeze, thaw
 from ._memory import in_process, is_memory
+from ._options_schema import check_library
 from ._serializers import check_serializer, serializer_names
 from ._url import RedisAddress, check_backend_url, check_broker_url
 from ._url_parts import scheme_of
@@ -223,6 +224,11 @@ def resolve(
     else:
         check_broker_url(*url, thaw(broker_options))
         check_backend_url(*backend_url, thaw(backend_options), accepted)
+    own, validated = read(
+        "validate_options", "VALIDATE_OPTIONS", validate_options, as_boolean, False
+    )
+    if validated:
+        check_library(own)
     return Config(
         operator_name=as_name("operator_name", operator_name),
         operator_version=as_name("operator_version", operator_version),
@@ -259,9 +265,7 @@ def resolve(
         cancel_on_timeout=read(
             "cancel_on_timeout", "CANCEL_ON_TIMEOUT", cancel_on_timeout, as_boolean, False
         )[1],
-        validate_options=read(
-            "validate_options", "VALIDATE_OPTIONS", validate_options, as_boolean, False
-        )[1],
+        validate_options=validated,
         tracing=read("tracing", "TRACING", tracing, as_boolean, False)[1],
         metrics=read("metrics", "METRICS", metrics, as_boolean, False)[1],
         shared_transport_scope=read(

@@ -8,9 +8,10 @@ from celery import Celery
 
 from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError, OperatorError
 
+from ._amqp_url import is_amqp
 from ._app import broker_app
 from ._backend import Reader
-from ._broker import BrokerStatistics, Outcome
+from ._broker import BrokerStatistics, Outcome, QueueDepth
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._kombu_connection import LineOpener
@@ -37,6 +38,7 @@ class KombuBroker:
         self._key = key
         self._app: Celery = broker_app(key)
         self.messages = MessageFactory(self._app, key.task_serializer)
+        self.punctual = is_amqp(key.broker_url)
         self._opener = LineOpener(key)
         self._pool: ConnectionPool[Line] = ConnectionPool(self.limiter, self._opener)
         self._senders = Readers()
@@ -80,6 +82,14 @@ class KombuBroker:
             except Exception as error:
                 raise self._opener.failure(error, maybe_done=False) from error
 
+    def depths(
+        self, queues: Sequence[str], *, acquire_timeout: float, timeout: float | None = None
+    ) -> list[QueueDepth]:
+        """Ask for each queue with a passive declare; one that does not exist is not made."""
+        shorter = timeout if timeout and timeout < self._key.io_timeout else None
+        with self._pool.lease(acquire_timeout, io_timeout=shorter) as line:
+            return [self._depth(line, queue) for queue in queues]
+
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one sender of *owner*."""
         return self._senders.get(owner, make)
@@ -96,6 +106,16 @@ class KombuBroker:
         """Close idle connections now, busy ones when their call ends."""
         self._senders.close()
         self._pool.close()
+
+    def _depth(self, line: Line, queue: str) -> QueueDepth:
+        try:
+            found = line.depth(queue)
+        except Exception as error:
+            raise self._opener.failure(error, maybe_done=False) from error
+        if found is None:
+            return QueueDepth(queue, None, problem="there is no such queue")
+        messages, consumers = found
+        return QueueDepth(queue, messages, consumers)
 
     def _publish(self, line: Line, message: TaskMessage) -> None:
         headers, properties = self.messages.headers(message), self.messages.properties(message)

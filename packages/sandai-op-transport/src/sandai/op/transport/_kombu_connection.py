@@ -16,6 +16,9 @@ from ._kombu_line import Line
 from ._url import is_redis
 from ._url_parts import scheme_of
 
+#: Seconds of a hundred years.
+_NEVER = 100 * 365 * 86_400
+
 
 def bounded_options(url: str, options: Mapping[str, Any], io_timeout: float) -> dict[str, Any]:
     """Return transport options that bound each operation and verify who is at the other end."""
@@ -25,6 +28,10 @@ def bounded_options(url: str, options: Mapping[str, Any], io_timeout: float) -> 
     elif is_redis(url):
         bounds = {"socket_timeout": io_timeout, "socket_connect_timeout": io_timeout}
     bounds |= options
+    if is_redis(url):
+        # Whoever waits for workers' answers gives the tasks back to their queues that any worker
+        # has held for longer than this. That is the workers' affair, whose timeout we do not know.
+        bounds["visibility_timeout"] = _NEVER
     if scheme_of(url) == "amqps":
         given = bounds.get("ssl")
         bounds["ssl"] = tls_options(url, given if isinstance(given, Mapping) else {})

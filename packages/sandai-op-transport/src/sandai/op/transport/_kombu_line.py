@@ -28,19 +28,26 @@ class Line:
 
     def exists(self, queue: str) -> bool:
         """Return whether there is such a queue."""
-        if queue in self.known_queues:
-            return True
+        return queue in self.known_queues or self.depth(queue) is not None
+
+    def depth(self, queue: str) -> tuple[int, int | None] | None:
+        """
+        Return how many messages wait in a queue; ``None`` for one that does not exist.
+
+        And how many consumers it has, where the broker tells.
+        """
         channel = self.connection.channel()
         try:
-            channel.queue_declare(queue=queue, passive=True)
+            declared = channel.queue_declare(queue=queue, passive=True)
         except self.connection.channel_errors as error:
             if _code(error) not in (404, "404"):
                 raise
-            return False
+            self.known_queues.discard(queue)
+            return None
         finally:
             channel.close()
         self.known_queues.add(queue)
-        return True
+        return int(declared.message_count), None  # kombu's own transports count no consumers
 
     def declare(self, queue: Queue) -> None:
         """Declare a queue that does not exist yet."""

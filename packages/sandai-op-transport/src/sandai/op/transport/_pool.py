@@ -36,21 +36,27 @@ class ConnectionPool(Generic[C]):
         self._closed = False
 
     @contextmanager
-    def lease(self, timeout: float, *, io_timeout: float | None = None) -> Iterator[C]:
+    def lease(
+        self, timeout: float, *, io_timeout: float | None = None, reuse: bool = False
+    ) -> Iterator[C]:
         """
         Lease a connection that is open and in step.
 
         Waits *timeout* seconds for a permit (:class:`ClientPoolTimeoutError`)
         and opens within the opener's I/O timeout. A connection whose user failed
         is closed. An *io_timeout* of the caller's own (seconds) gets it a
-        connection of its own, which is closed afterwards.
+        connection of its own, which is closed afterwards; with *reuse* an idle one does,
+        and the caller sees to the time itself.
         """
         connection: C | None = self.limiter.acquire(self, timeout)
         keep, healthy = io_timeout is None, False
         try:
-            if connection is not None and not (keep and self._opener.usable(connection)):
-                unfit, connection = connection, None
-                self._close(unfit)
+            if connection is not None:
+                keep = keep or reuse
+                if not (keep and self._opener.usable(connection)):
+                    unfit, connection = connection, None
+                    keep = io_timeout is None
+                    self._close(unfit)
             if connection is None:
                 connection = self._opener.open(io_timeout)
             yield connection

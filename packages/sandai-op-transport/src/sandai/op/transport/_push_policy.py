@@ -30,6 +30,8 @@ class PushPolicy:
         self.possible = possible
         #: How many connections have been opened.
         self.opens = 0
+        #: Why there is no connection; ``None`` while there is one, or none is wanted.
+        self.problem: str | None = None
 
     def due(self, now: float) -> bool:
         """Return whether to try to open a connection now."""
@@ -38,22 +40,25 @@ class PushPolicy:
     def no_permit(self, now: float) -> None:
         """Note that others hold the permits; they may give one back some time."""
         self._retry_at = now + _LONGEST_PAUSE
+        self.problem = "no permit for a push connection is free"
 
     def opened(self) -> None:
         """Note that a connection is up and everything is subscribed to."""
         self.opens += 1
         if self._told:
             self._logger.warning("push of results: well again")
-        self._failures, self._told = 0, False
+        self._failures, self._told, self.problem = 0, False, None
 
     def lost(self, error: TransportError | PushRefused, now: float) -> None:
         """Note that a connection broke, or was closed because the server refused something."""
         self._retry_at = now + SHORTEST
+        self.problem = str(error)
         if isinstance(error, PushRefused):
             self.failed(error, now, took=0.0)
 
     def failed(self, error: TransportError | PushRefused, now: float, *, took: float) -> None:
         """Note that opening failed after *took* seconds."""
+        self.problem = str(error)
         refusal = error if isinstance(error, PushRefused) else PushRefused(str(error))
         if refusal.for_good:
             self.possible = False

@@ -13,7 +13,12 @@ from ._errors import TransportError
 
 @frozen
 class HubStatistics:
-    """A reader at one moment; the counts are since it was made."""
+    """
+    A reader at one moment; the counts are since it was made.
+
+    ``outage`` says why results cannot be read now, ``push_outage`` why they are not
+    pushed; ``None`` while all is well.
+    """
 
     pending: int
     pushing: bool
@@ -21,6 +26,8 @@ class HubStatistics:
     swept: int
     sweeps: int
     push_connects: int
+    outage: str | None = None
+    push_outage: str | None = None
 
 
 class Readers:

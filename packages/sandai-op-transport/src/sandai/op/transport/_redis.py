@@ -7,7 +7,8 @@ transparent retry, which sends a command again whose reply was merely slow.
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import Any, Protocol
 
@@ -219,6 +220,22 @@ class RedisOpener:
     def close(self, connection: RedisConnection) -> None:
         """Close, whatever state it is in."""
         connection.disconnect()
+
+
+@contextmanager
+def hurried(connection: RedisConnection, timeout: float | None) -> Iterator[None]:
+    """Have each step on an open connection take *timeout* seconds at most."""
+    sock = getattr(connection, "_sock", None)
+    if timeout is None or sock is None:
+        yield
+        return
+    usual = sock.gettimeout()
+    sock.settimeout(timeout if usual is None else min(usual, timeout))
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # closed meanwhile
+            sock.settimeout(usual)
 
 
 def read_reply(connection: RedisConnection, *, push_request: bool = False) -> Any:

@@ -15,7 +15,7 @@ from ._freeze import thaw
 from ._limiter import limiter_of
 from ._pool import ConnectionPool
 from ._readers import Readers
-from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
+from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute, hurried
 from ._url import RedisAddress
 
 _TASK_PREFIX = "celery-task-meta-"
@@ -71,11 +71,17 @@ class RedisBackend:
             if payload is not None
         ]
 
-    def look(self, task_ids: Sequence[str], *, acquire_timeout: float) -> list[ResultDocument]:
-        """Ask for results with one MGET; see :meth:`Backend.look`."""
+    def look(
+        self, task_ids: Sequence[str], *, acquire_timeout: float, timeout: float | None = None
+    ) -> list[ResultDocument]:
+        """
+        Ask for results with one MGET; see :meth:`Backend.look`.
+
+        A *timeout* (seconds) shorter than the I/O timeout takes its place.
+        """
         if not task_ids:
             return []
-        payloads = self._ask(("MGET", *map(self.key, task_ids)), acquire_timeout)
+        payloads = self._ask(("MGET", *map(self.key, task_ids)), acquire_timeout, timeout)
         return self.documents(task_ids, payloads)
 
     def delete(self, task_ids: Sequence[str], *, acquire_timeout: float) -> None:
@@ -98,8 +104,12 @@ class RedisBackend:
         self._readers.close()
         self._pool.close()
 
-    def _ask(self, command: Command, acquire_timeout: float) -> Any:
-        with self._pool.lease(acquire_timeout) as connection:
+    def _ask(self, command: Command, acquire_timeout: float, timeout: float | None = None) -> Any:
+        shorter = timeout if timeout and timeout < self.connector.io_timeout else None
+        with (
+            self._pool.lease(acquire_timeout, io_timeout=shorter, reuse=True) as connection,
+            hurried(connection, shorter),
+        ):
             [reply] = execute(self.connector, connection, [command])
             if isinstance(reply, ResponseError):
                 # Within the lease: a server that refuses may be no master any more.

@@ -12,7 +12,7 @@ from sandai.op.models import OperatorError
 
 from ._app import broker_app
 from ._backend import Reader
-from ._broker import BrokerStatistics, Outcome
+from ._broker import BrokerStatistics, Outcome, QueueDepth
 from ._config import BrokerKey
 from ._errors import TransportError
 from ._freeze import thaw
@@ -21,7 +21,7 @@ from ._limiter import limiter_of
 from ._message import MessageFactory, TaskMessage
 from ._pool import ConnectionPool
 from ._readers import Readers
-from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute
+from ._redis import Command, RedisConnection, RedisConnector, RedisOpener, execute, hurried
 from ._redis_envelope import EnvelopeRenderer
 from ._redis_push import (
     MESSAGES_PER_WRITE,
@@ -45,6 +45,7 @@ class RedisBroker:
     """
 
     takes_once = True
+    punctual = True
 
     def __init__(self, key: BrokerKey) -> None:
         address = RedisAddress.parse("broker_url", key.broker_url, thaw(key.transport_options))
@@ -146,6 +147,34 @@ class RedisBroker:
         for reply in (*replies, *executed):
             if isinstance(reply, ResponseError):
                 raise self.connector.failure(reply, maybe_done=False)
+
+    def depths(
+        self, queues: Sequence[str], *, acquire_timeout: float, timeout: float | None = None
+    ) -> list[QueueDepth]:
+        """Ask for the lengths of the queues' lists in one write."""
+        shorter = timeout if timeout and timeout < self.connector.io_timeout else None
+        commands = self.depth_commands(queues)
+        with (
+            self._pool.lease(acquire_timeout, io_timeout=shorter, reuse=True) as connection,
+            hurried(connection, shorter),
+        ):
+            replies = execute(self.connector, connection, commands)
+        return self.depths_in(queues, replies)
+
+    def depth_commands(self, queues: Sequence[str]) -> list[Command]:
+        """Return the commands that ask how many messages wait in queues."""
+        return [("LLEN", self.connector.address.key_prefix + queue) for queue in queues]
+
+    def depths_in(self, queues: Sequence[str], replies: Sequence[Any]) -> list[QueueDepth]:
+        """Return what the replies to :meth:`depth_commands` say."""
+        depths = []
+        for queue, reply in zip(queues, replies, strict=True):
+            if isinstance(reply, ResponseError):
+                refusal = self.connector.failure(reply, maybe_done=False)
+                depths.append(QueueDepth(queue, None, problem=str(refusal)))
+            else:
+                depths.append(QueueDepth(queue, int(reply)))
+        return depths
 
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
         """Return the one sender of *owner*."""

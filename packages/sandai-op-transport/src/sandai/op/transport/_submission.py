@@ -11,6 +11,7 @@ from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol
 from ._config import Config
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
+from ._options_schema import Check, options_check
 
 
 @frozen
@@ -30,6 +31,20 @@ class TaskBuilder:
         self._config = config
         self._task_name, self._queues = config.task_name, config.queue_names
         self._attempt = 1 if config.submit_retries else 0
+        self._check_options: Check | None = _unlearned if config.validate_options else None
+
+    @property
+    def wants_schema(self) -> bool:
+        """Whether options are to be checked, and the schema is not known yet."""
+        return self._check_options is _unlearned
+
+    def learn_schema(self, schema: object) -> None:
+        """
+        Check options by an operator's ``options_schema`` from now on.
+
+        Raises :class:`ConfigurationError` for what is no schema.
+        """
+        self._check_options = options_check(schema)
 
     def wait_limit(self, timeout: float | None) -> float | None:
         """Return a call's limit in seconds: ``None`` for good, 0 for one look."""
@@ -48,9 +63,11 @@ class TaskBuilder:
         input_artifacts: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         controls: TaskControls,
+        *,
+        checked: bool = True,
     ) -> TaskMessage:
         """
-        Return the message of a task.
+        Return the message of a task, its options *checked* where the client wants that.
 
         Raises :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
         :class:`ConfigurationError` (the timeout).
@@ -63,6 +80,8 @@ class TaskBuilder:
             cancel_key=controls.cancel_key or self._config.cancel_key,
             persistent_output=controls.persistent_output,
         )
+        if checked and self._check_options is not None:
+            self._check_options(kwargs["options"])
         return self._message(messages, reply_to, kwargs, self._priority(controls))
 
     @staticmethod
@@ -112,7 +131,8 @@ class TaskBuilder:
     ) -> TaskMessage:
         """Return the message of a probe, which a late operator skips."""
         controls = TaskControls(priority, timeout)
-        return self.task(messages, reply_to, [], protocol.PROBE_OPTIONS, controls)
+        options = protocol.PROBE_OPTIONS  # which are no operator's own: nothing to check
+        return self.task(messages, reply_to, [], options, controls, checked=False)
 
     def description(self, messages: MessageFactory, reply_to: str) -> TaskMessage:
         """Return the message that asks the operator what it is."""
@@ -125,6 +145,10 @@ class TaskBuilder:
                 self._config.operator_name, self._config.operator_version, message.task_id
             )
         return outcome
+
+    def queue(self, controls: TaskControls) -> str:
+        """Return the queue of tasks that are sent with these controls."""
+        return self._queues[self._priority(controls)]
 
     def _priority(self, controls: TaskControls) -> str:
         return self._config.priority if controls.priority is None else controls.priority
@@ -139,3 +163,8 @@ class TaskBuilder:
         return messages.make(
             self._task_name, queue, kwargs, reply_to=reply_to, attempt=self._attempt
         )
+
+
+def _unlearned(options: Mapping[str, Any]) -> None:
+    """Stand in for a check until the schema is known."""
+    raise RuntimeError("options are to be checked, and nobody has asked for their schema")
