@@ -30,7 +30,7 @@ class Looking:
 
     def dbsize(self) -> int:
         """Count the keys."""
-        return len(self._world.store.keys()) + len(self._script)
+        return self._world.size() + len(self._script)
 
     def get(self, key: str) -> bytes | None:
         """Read a counter."""

@@ -91,7 +91,7 @@ async def test_every_call(client: AsyncOperatorClient, operator: FakeOperator) -
     assert await client.ping() is True
     health = await client.probe()
     assert (health.submit_ok, health.retrieval_ok, health.response_ok) == (True, True, True)
-    await until(lambda: len(operator.world.store) == 0)
+    await until(lambda: not operator.world.size())
 
 
 @pytest.mark.asyncio
@@ -169,11 +169,11 @@ async def test_a_cancelled_call_leaves_nothing(
     """Who is cancelled leaves no channel subscribed to; the operator's answer stays stored."""
     with FakeOperator("clipper", "v1", lambda _: gate.wait(WAIT) and None, url=here.url) as op:
         waiting = asyncio.create_task(client.sync([], {}))
-        await until(lambda: here._subscribers and op.received)
+        await until(lambda: here.awaited() and op.received)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await until(lambda: not here._subscribers)
+        await until(lambda: not here.awaited())
         gate.set()
         await until(here.results)
 
@@ -222,4 +222,4 @@ async def test_ten_thousand_at_once(here: World, operator: FakeOperator) -> None
             sides = [peer.session.side for peer in here.peers]
         assert sides.count("broker") <= 8
         assert sides.count("backend") <= 8
-        await until(lambda: not here.store.keys() and not here._subscribers)
+        await until(lambda: not here.size() and not here.awaited())

@@ -61,8 +61,8 @@ def client(here: World) -> Iterator[OperatorClient]:
 def until_empty(here: World) -> None:
     """Wait until nothing is stored: a deletion is on its way when its result is handed over."""
     deadline = time.monotonic() + WAIT
-    while (keys := here.store.keys()) or here._subscribers:
-        assert time.monotonic() < deadline, (keys[:3], list(here._subscribers)[:3])
+    while here.size() or here.awaited():
+        assert time.monotonic() < deadline, (here.results()[:3], here.awaited()[:3])
         time.sleep(0.002)
 
 
@@ -365,6 +365,6 @@ def test_nothing_of_fifty_thousand_tasks_is_left(here: World) -> None:
             thousand()
         assert operator.received == 50_000
         until_empty(here)
-        assert not operator._running
+        assert not operator.running()
         assert held[1] - held[0] < 500_000
     assert not here.operators

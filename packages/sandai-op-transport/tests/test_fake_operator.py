@@ -344,7 +344,7 @@ def test_started_is_tracked_where_it_is_asked_for(caller: Caller, start: Start) 
     assert [caller.pushed(task_id).state for _ in range(2)] == ["STARTED", "SUCCESS"]
 
 
-def test_a_handler_may_report(caller: Caller, start: Start) -> None:
+def test_a_handler_may_report(caller: Caller, start: Start, here: World) -> None:
     """store() writes a state of the operator's own, from a handler."""
 
     def handler(request: TaskRequest) -> None:
@@ -352,6 +352,7 @@ def test_a_handler_may_report(caller: Caller, start: Start) -> None:
 
     operator = start(handler)
     task_id = caller.submit()
+    assert here.awaited() == [task_id]
     found = caller.pushed(task_id)
     assert (found.state, found.meta["result"]) == ("HALFWAY", {"progress": 0.5})
     assert caller.pushed(task_id).state == "SUCCESS"

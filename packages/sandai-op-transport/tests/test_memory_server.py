@@ -186,7 +186,7 @@ def test_push_in_resp3(here: World) -> None:
     line.close()
     until(lambda: other("PUBLISH", "b", "x") == 0)
     other.close()
-    assert not here._subscribers
+    assert not here.awaited()
 
 
 def test_push_in_resp2(here: World) -> None:
@@ -222,7 +222,7 @@ def test_a_subscriber_that_reads_nothing_is_dropped(here: World) -> None:
     for _ in range(80):
         here.publish(b"a", b"x" * 1_000_000)
     until(lambda: not here.peers)
-    assert not here._subscribers
+    assert not here.awaited()
     line.close()
 
 

@@ -58,6 +58,17 @@ class World:
             keys = self.store.keys()
         return [key[len(RESULT) :].decode() for key in keys if key.startswith(RESULT)]
 
+    def awaited(self) -> list[str]:
+        """Return the ids of the tasks whose results a client has subscribed to."""
+        with self.lock:
+            channels = list(self._subscribers)
+        return [channel[len(RESULT) :].decode() for channel in channels]
+
+    def size(self) -> int:
+        """Return how many keys there are: queues that hold tasks, results, and what else is set."""
+        with self.lock:
+            return len(self.store)
+
     def clear(self) -> None:
         """Empty every queue and delete every result."""
         with self.lock:
