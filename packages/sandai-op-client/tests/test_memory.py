@@ -342,6 +342,7 @@ def test_budgets_are_kept(here: World, operator: FakeOperator) -> None:
     assert 1 <= most["backend"] <= 3
 
 
+@pytest.mark.timeout(180)
 def test_nothing_of_fifty_thousand_tasks_is_left(here: World) -> None:
     """Tasks that were submitted and read leave nothing in store, queues, channels or memory."""
     with (
@@ -356,15 +357,15 @@ def test_nothing_of_fifty_thousand_tasks_is_left(here: World) -> None:
         held: list[int] = []
         tracemalloc.start()
         for _ in range(2):  # by then as many are remembered as ever are
-            for _ in range(5):
+            for _ in range(2):
                 thousand()
             gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-        for _ in range(40):
+        for _ in range(46):
             thousand()
         assert operator.received == 50_000
         until_empty(here)
         assert not operator.running()
-        assert held[1] - held[0] < 500_000
+        assert held[1] - held[0] < 200_000
     assert not here.operators
