@@ -58,5 +58,8 @@ def call(client: OperatorClient, number: int) -> list[int]:
     batch = client.batch_sync_detailed([([], {"n": number + 2}), ([], {"n": number + 3})])
     handles = ResultSet([client.async_call([], {"n": number + n}) for n in (4, 5)])
     joined = handles.join(timeout=WAIT, disable_sync_subtasks=False)
+    tasks: list[tuple[list[Any], dict[str, int]]] = [([], {"n": number + n}) for n in (6, 7, 8)]
+    streamed = [r.results for r in client.map(tasks, max_in_flight=2, ordered=True)]
     every = [first, second, *(r.results for r in batch), *(r["results"] for r in joined)]
+    every += streamed
     return [answer["n"] for answer in every]

@@ -287,6 +287,21 @@ def test_the_input_runs_in_the_consumers_context(operated: str, make_loop: MakeL
     assert seen == ["me"] * 3
 
 
+def test_a_stream_keeps_its_client(operated: str, make_loop: MakeLoop) -> None:
+    """Who has nothing but the stream has its client, too; dropped together, that is told."""
+
+    async def main() -> None:
+        stream = client_of(operated).map([([], {"n": n}) for n in range(3)])
+        gc.collect()
+        assert len([result async for result in stream]) == 3
+        kept = [stream]
+        del stream
+        with pytest.warns(ResourceWarning, match="never closed"):
+            kept.clear()
+
+    run(main(), make_loop)
+
+
 def test_one_consumer_at_a_time(operated: str, make_loop: MakeLoop) -> None:
     """The second is refused, and the first not disturbed."""
 

@@ -67,7 +67,7 @@ def test_a_prefork_worker_that_calls(database: str, create_client: CreateClient)
             log = worker.log()
         assert [r.error for r in results] == [None] * 40, log
         for number, result in enumerate(results):
-            assert result.results["answers"] == list(range(number, number + 6))
+            assert result.results["answers"] == list(range(number, number + 9))
         # They are replaced after some tasks each.
         assert len({result.results["pid"] for result in results}) > 3
         assert len({result.results["parent"] for result in results}) == 1

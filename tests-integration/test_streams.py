@@ -205,6 +205,20 @@ def test_those_who_give_up_together_are_one_broadcast(
         assert broadcasts() == 0
 
 
+def test_submissions_share_commands(make_client: MakeClient, database: str) -> None:
+    """A stream is about as few commands as a batch, not one for each task."""
+    with LightOperator(database, concurrency=256), open_redis(database) as looking:
+        client = make_client(database)
+        assert client.ping()
+        looking.config_resetstat()
+        tasks = itertools.islice(numbered(), 5000)
+        assert sum(map(is_whole, client.map(tasks, max_in_flight=500))) == 5000
+        calls = looking.info("commandstats")
+        writes = looking.info("stats")["total_reads_processed"]
+        assert calls["cmdstat_lpush"]["calls"] < 500
+        assert writes < 2500
+
+
 @pytest.mark.parametrize("limit", [1, 8])
 def test_a_stream_keeps_to_the_budget(make_client: MakeClient, database: str, limit: int) -> None:
     """Streams at the same time, on one connection too."""

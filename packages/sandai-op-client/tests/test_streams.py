@@ -282,6 +282,23 @@ def test_closing_the_client_ends_a_stream(unheard: OperatorClient) -> None:
         next(resting)
 
 
+def test_a_stream_keeps_its_client(world: World) -> None:
+    """Who has nothing but the stream has its client, too; dropped together, that is told."""
+
+    def results(count: int) -> Iterator[BatchTaskResult]:
+        client = world.client(timeout=WAIT)
+        return client.map(([], {"n": n}) for n in range(count))
+
+    stream = results(3)
+    gc.collect()
+    assert next(stream).success
+    assert next(stream).success
+    kept = [stream]
+    del stream
+    with pytest.warns(ResourceWarning, match="never closed"):
+        kept.clear()
+
+
 def test_two_streams_of_one_client(client: OperatorClient) -> None:
     """They do not get in each other's way, the one being the input of the other."""
     inner = client.map((([], {"n": n}) for n in range(20)), max_in_flight=3)

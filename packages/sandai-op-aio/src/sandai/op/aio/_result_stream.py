@@ -28,8 +28,9 @@ class ResultStream(AsyncIterator[BatchTaskResult]):
     cancelled while it waits for the next one.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, client: object) -> None:
         self._work = work
+        self._client = client  # which is not to be dropped before its stream
         self._waiting = self._over = False
 
     async def __anext__(self) -> BatchTaskResult:

@@ -73,7 +73,7 @@ class StreamCalls:
             delete=self.config.auto_forget_result,
             learn=self._learn_options if self._submitter.wants_schema else None,
         )
-        return ResultStream(work)
+        return ResultStream(work, self)
 
     def as_completed(
         self,
@@ -116,4 +116,4 @@ class StreamCalls:
             deadline,
             delete=self.config.auto_forget_result,
         )
-        return ResultStream(work)
+        return ResultStream(work, self)

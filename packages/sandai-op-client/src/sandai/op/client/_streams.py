@@ -158,6 +158,7 @@ class _Stream:
     def __init__(
         self, client: StreamCalls, source: Source, window: stream.Window, controls: TaskControls
     ) -> None:
+        self._client = client  # which is not to be dropped before its stream
         self._submitter, self._reader = client._submitter, client._results
         self._revoker = client._revoker
         self._delete = client.config.auto_forget_result
