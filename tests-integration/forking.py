@@ -289,6 +289,7 @@ def held_locks(url: str) -> None:
             hub._thread_lock,
             client._description._lock,
             client._results._app._lock,
+            client._revoker._lock,
         ]
         held, over = threading.Event(), threading.Event()
 
