@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -12,10 +14,44 @@ import pytest
 
 from conftest import MakeClient
 from light_operator import BATCH, LightOperator
+from sandai.op.aio import ResultStream, create_async_client
+from sandai.op.client import create_client
+from sandai.op.models import TaskResult
+from sandai.op.transport.testing import FakeOperator
 from watching import open_redis
 
 SECONDS = float(os.environ.get("SOAK_SECONDS") or 20)
 TASKS = 1_000_000 if SECONDS >= 300 else 20_000
+IN_PROCESS = 1_000_000 if SECONDS >= 300 else 50_000
+
+
+def mapped_in_a_thread(url: str, tasks: Iterator[Any]) -> Iterator[int]:
+    """Count the results of a thread's stream."""
+    with create_client("op", "v1", broker_url=url) as client:
+        for count, result in enumerate(client.map(tasks), 1):
+            assert result.success, result.error
+            yield count
+
+
+def mapped_on_a_loop(url: str, tasks: Iterator[Any]) -> Iterator[int]:
+    """Count the results of a loop's stream, some at a time."""
+
+    async def some(results: ResultStream) -> int:
+        count = 0
+        async for result in results:
+            assert result.success, result.error
+            count += 1
+            if count == 5_000:
+                break
+        return count
+
+    with asyncio.Runner() as runner:
+        client = create_async_client("op", "v1", broker_url=url)
+        results, count = client.map(tasks), 0
+        while step := runner.run(some(results)):
+            count += step
+            yield count
+        runner.run(client.aclose())
 
 
 @pytest.mark.timeout(60 + 2 * SECONDS)
@@ -67,3 +103,22 @@ def test_memory_stays_flat(make_client: MakeClient, database: str) -> None:
         with open_redis(database) as looking:
             assert looking.dbsize() == 0
             assert not looking.pubsub_channels("*")
+
+
+@pytest.mark.parametrize("stream", [mapped_in_a_thread, mapped_on_a_loop])
+@pytest.mark.timeout(60 + 4 * SECONDS)
+def test_a_stream_in_process(stream: Callable[[str, Iterator[Any]], Iterator[int]]) -> None:
+    """A million tasks through map(), their broker and their operator fit in 64 MiB more."""
+    url = f"memory://{stream.__name__}"
+    answer = TaskResult(results={"done": True})
+    with FakeOperator("op", "v1", lambda _: answer, url=url) as operator:
+        process = psutil.Process()
+        before = most = process.memory_info().rss
+        tasks: Iterator[Any] = (([], {"n": n}) for n in range(IN_PROCESS))
+        for count in stream(url, tasks):
+            if count % 5_000 == 0:
+                most = max(most, process.memory_info().rss)
+        print(f"{(most - before) / 2**20:.1f} MiB more")
+        assert (count, operator.received) == (IN_PROCESS, IN_PROCESS)
+        assert most - before < 64 * 2**20
+        assert not operator.world.size()
