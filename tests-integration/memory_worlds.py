@@ -61,6 +61,8 @@ class Looking:
 class MemoryQueues:
     """The lists of a world."""
 
+    prefetched = False
+
     def __init__(self, world: World) -> None:
         self._world = world
 

@@ -16,6 +16,9 @@ from kombu.exceptions import ChannelError
 class Queues(Protocol):
     """The queues of one broker."""
 
+    #: Whether a worker takes more messages than it works on.
+    prefetched: bool
+
     def count(self, queue: str) -> int:
         """Count the messages in a queue that nobody serves."""
 
@@ -38,6 +41,8 @@ def message(headers: dict[str, Any], body: bytes) -> dict[str, Any]:
 
 class RedisQueues:
     """The lists of a Redis database."""
+
+    prefetched = True
 
     def __init__(self, redis_client: Any) -> None:
         self._redis = redis_client
@@ -67,6 +72,8 @@ class RedisQueues:
 
 class RabbitQueues:
     """The queues of a RabbitMQ."""
+
+    prefetched = True
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -25,6 +25,7 @@ from sandai.op.transport._redis_push import PUSH_ONCE
 from sandai.op.transport._url import RedisAddress
 from sandai.op.transport.testing import FakeOperator
 from scenarios import SCENARIOS, Scenario, World
+from stream_scenarios import STREAMS
 from thread_world import ThreadWorld
 
 
@@ -35,7 +36,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *STREAMS], ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, world: World) -> None:
     """Each client does in one process what every client must."""
     scenario(world)
