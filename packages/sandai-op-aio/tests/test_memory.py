@@ -12,7 +12,9 @@ import pytest_asyncio
 
 from sandai.op.aio import AsyncOperatorClient, create_async_client
 from sandai.op.models import (
+    InvalidTaskError,
     OperatorConnectionError,
+    OperatorDescription,
     TaskCancelledError,
     TaskExecutionError,
     TaskResult,
@@ -223,3 +225,58 @@ async def test_ten_thousand_at_once(here: World, operator: FakeOperator) -> None
         assert sides.count("broker") <= 8
         assert sides.count("backend") <= 8
         await until(lambda: not here.size() and not here.awaited())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("call", ["map", "as_completed"])
+async def test_a_late_task_says_what_is_known(call: str, here: World) -> None:
+    """A stream's timeouts are explained as any call's: the task is in a queue, among others."""
+    async with create_async_client("nobody", "v1", broker_url=here.url) as client:
+        if call == "map":
+            stream = client.map([([], {}), ([], {})], timeout=0.1, priority="low")
+            expected: tuple[str | None, int] = ("low.nobody.v1", 2)
+        else:
+            submitted = await client.batch_submit([([], {}), ([], {})])
+            stream, expected = client.as_completed(submitted, timeout=0.1), (None, 2)
+        errors = [result.error async for result in stream]
+        assert len(errors) == 2
+        for error in errors:
+            assert isinstance(error, TaskTimeoutError)
+            assert (error.state, error.queue, error.queue_depth) == ("queued", *expected)
+
+
+@pytest.mark.asyncio
+async def test_whoever_leaves_a_stream_during_the_last_look(here: World) -> None:
+    """A consumer that is cancelled while its late tasks are looked at ends the stream."""
+    async with create_async_client("nobody", "v1", broker_url=here.url, io_timeout=1) as client:
+        stream = client.map([([], {})], timeout=0.2)
+        waiting = asyncio.create_task(anext(stream))
+        await until(here.awaited)
+        with here.outage("stalled"):
+            await asyncio.sleep(0.3)  # the look is under way, and takes a quarter of a second
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+    await until(lambda: not here.awaited())
+
+
+@pytest.mark.asyncio
+async def test_a_stream_checks_options(here: World) -> None:
+    """What the operator's schema does not take is that task's error; the others go."""
+    said = OperatorDescription("counts", {"properties": {"n": {"type": "integer"}}}, {})
+    with FakeOperator("counter", "v1", url=here.url, description=said) as operator:
+        async with create_async_client(
+            "counter", "v1", broker_url=here.url, validate_options=True
+        ) as client:
+            tasks: list[Any] = [([], {"n": 1}), ([], {"n": "one"})]
+            good, bad = [r async for r in client.map(tasks, ordered=True, timeout=WAIT)]
+            assert good.results == {"n": 1}
+            assert isinstance(bad.error, InvalidTaskError)
+            assert [task.request.options for task in operator.tasks[1:]] == [{"n": 1}]
+    async with create_async_client(
+        "nobody", "v1", broker_url=here.url, validate_options=True
+    ) as client:
+        with pytest.raises(TaskTimeoutError):
+            await anext(client.map([([], {})], timeout=0.1))

@@ -7,18 +7,21 @@ import itertools
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
-from sandai.op.client import OperatorClient
+from sandai.op.client import OperatorClient, create_client
 from sandai.op.models import (
     BatchTaskResult,
     ClientClosedError,
     ConfigurationError,
     InvalidPriorityError,
     InvalidTaskError,
+    OperatorDescription,
     TaskTimeoutError,
 )
+from sandai.op.transport.testing import FakeOperator
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -413,3 +416,44 @@ def test_who_stops_waiting(unheard: OperatorClient, how: str) -> None:
     with told_of_closing(waiting):
         until(lambda: pending(unheard) == 1)
         unheard.close()
+
+
+@pytest.mark.parametrize("call", ["map", "as_completed"])
+def test_a_late_task_says_what_is_known(call: str) -> None:
+    """A stream's timeouts are explained as any call's: the task is in a queue, among others."""
+    url = f"memory://{uuid4()}"
+    with create_client("nobody", "v1", broker_url=url) as client:
+        if call == "map":
+            found = list(client.map([([], {}), ([], {})], timeout=0.1, priority="low"))
+            expected: tuple[str | None, int] = ("low.nobody.v1", 2)
+        else:
+            submitted = client.batch_submit([([], {}), ([], {})])
+            found, expected = list(client.as_completed(submitted, timeout=0.1)), (None, 2)
+        assert len(found) == 2
+        for error in (result.error for result in found):
+            assert isinstance(error, TaskTimeoutError)
+            assert (error.state, error.queue, error.queue_depth) == ("queued", *expected)
+        [looked] = client.as_completed(client.batch_submit([([], {})]), timeout=0)
+        assert isinstance(looked.error, TaskTimeoutError)
+        assert looked.error.state == "unknown"
+
+
+def test_a_stream_checks_options() -> None:
+    """What the operator's schema does not take is that task's error; the others go."""
+    url, schema = f"memory://{uuid4()}", {"properties": {"n": {"type": "integer"}}}
+    said = OperatorDescription("counts", schema, {})
+    with (
+        FakeOperator("counter", "v1", url=url, description=said) as operator,
+        create_client("counter", "v1", broker_url=url, validate_options=True) as client,
+    ):
+        tasks: list[Any] = [([], {"n": 1}), ([], {"n": "one"})]
+        good, bad = client.map(tasks, ordered=True, timeout=WAIT)
+        assert good.results == {"n": 1}
+        assert isinstance(bad.error, InvalidTaskError)
+        assert bad.error.path == "options.n"
+        assert [task.request.options for task in operator.tasks[1:]] == [{"n": 1}]
+    with (
+        create_client("nobody", "v1", broker_url=url, validate_options=True) as client,
+        pytest.raises(TaskTimeoutError),
+    ):
+        next(client.map([([], {})], timeout=0.1))
