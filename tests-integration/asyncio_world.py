@@ -219,6 +219,10 @@ class AsyncioClientView:
 
         return self._loop.run(gather())
 
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete many results."""
+        self._loop.run(self.client.forget(task_ids))
+
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
         return self.client.statistics()

@@ -144,6 +144,9 @@ class ClientView(Protocol):
     def get_all(self, task_ids: Sequence[str], timeout: float) -> list[Any]:
         """Wait for many tasks at once; return their replies."""
 
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete many results."""
+
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
 

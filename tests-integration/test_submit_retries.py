@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from conftest import MakeClient
 from fault_rig import ACQUIRE, IO, QUEUE, Rig, in_time
 from light_operator import LightOperator
 from local_redis import HOST
@@ -21,7 +22,7 @@ from sandai.op.client import create_client
 from sandai.op.models import OperatorConnectionError
 from tcp_proxy import Cut, Entry, TcpProxy, Way
 from thread_world import ThreadWorld
-from watching import eventually
+from watching import eventually, open_redis
 
 MARKERS = "sandai-op:submitted:*"
 SOAKED = 100_000
@@ -240,3 +241,26 @@ def break_connections(proxy: TcpProxy, seed: int, over: threading.Event) -> None
                 over.wait(choice.uniform(0.0, 0.01))
                 proxy.drop_replies = None
     proxy.heal()
+
+
+def test_ids_of_the_callers_own(make_client: MakeClient, database: str) -> None:
+    """Submitted again under its id, by whomever, a task is queued once, until it is forgotten."""
+    ids = [f"mine-{n}" for n in range(700)]
+    tasks: list[Any] = [([], {"n": n}, task_id) for n, task_id in enumerate(ids)]
+    with open_redis(database) as redis:
+        for _ in range(2):
+            submissions = make_client(database).batch_submit(tasks)
+            assert [submission.task_id for submission in submissions] == ids
+        client = make_client(database)
+        assert client.batch_submit(tasks[:1])[0].submitted
+        assert redis.llen(QUEUE) == len(ids)
+        assert 0 < redis.pttl("sandai-op:submitted:mine-0") <= 3600_000
+        with LightOperator(database):
+            results = client.batch_collect(client.batch_submit(tasks))
+            assert [result.results["n"] for result in results] == list(range(len(ids)))
+            assert redis.dbsize() == len(ids)  # the markers
+        redis.set("celery-task-meta-mine-1", "{}")  # whose deletion is seen
+        client.forget(ids)
+        assert redis.dbsize() == len(ids)
+        client.batch_submit([([], {})])  # which takes the markers along
+        assert redis.dbsize() == 1

@@ -145,6 +145,10 @@ class ThreadClientView:
         replies: list[Any] = handles.join(timeout=timeout)
         return replies
 
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Delete many results."""
+        self.client.forget(task_ids)
+
     def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
         """Tell of its connections and of who waits."""
         return self.client.statistics()

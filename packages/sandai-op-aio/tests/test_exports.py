@@ -53,6 +53,7 @@ def test_what_is_awaited() -> None:
         "batch_sync",
         "batch_sync_detailed",
         "desc",
+        "forget",
         "inspect",
         "ping",
         "probe",

@@ -411,3 +411,13 @@ def test_a_handle_needs_an_id(reader: ResultReader, task_id: object) -> None:
     """What is no id is refused before anything is asked."""
     with pytest.raises(InvalidTaskError, match="task_id"):
         reader.handle(task_id)
+
+
+def test_many_are_deleted_some_at_a_time(reader: ResultReader, backend: FakeBackend) -> None:
+    """One command of a hundred thousand keys would keep the server from everybody else."""
+    sizes: list[int] = []
+    backend.on_delete = lambda task_ids: sizes.append(len(task_ids))
+    ids = [str(n) for n in range(2500)]
+    reader.forget(ids)
+    assert sizes == [1000, 1000, 500]
+    assert backend.deleted == ids

@@ -120,3 +120,15 @@ def test_controls_are_checked_first() -> None:
         batch_of([], priority="urgent")
     with pytest.raises(InvalidTaskError):
         batch_of("tasks")
+
+
+def test_ids_of_the_callers_own() -> None:
+    """A task goes out under the id it was given, as one that may have been sent before."""
+    batch = batch_of([([], {}, "mine"), ([], {}), ([], {}, ""), ([], {}, 3)])
+    while batch.prepare():
+        pass
+    assert [message.task_id for message in batch.messages] == batch.outcomes[:2]
+    assert [message.attempt for message in batch.messages] == [2, 0]
+    assert batch.outcomes[0] == "mine"
+    refused = batch.outcomes[2:]
+    assert all(isinstance(each, InvalidTaskError) and each.path == "task_id" for each in refused)

@@ -9,14 +9,15 @@ from sandai.op.transport import testing
 
 EXPORTS = """
     Attempts Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics
-    Changes client_app ClientArguments close_in_child Command Config ConfiguredClient ConnectionPool
-    DEFAULT_TIMEOUT DEFAULT_URL DocumentDecoder Evidence Health HubStatistics IDLE_SECONDS inspect
-    Inspection interrupted Item last_reply Limiter LimiterStatistics LOOK_SECONDS MessageFactory
-    MESSAGES_PER_WRITE MOST_LOOKED_AT OperatorApp Outage Outcome PENDING pending Posting PushPolicy
-    PushRefused PushSession QueueDepth read_reply Reader ready_responses READY_STATES RedisBackend
-    RedisBroker RedisConnection RedisConnector Rendering resolve ResultDocument Revoker SHORTEST
-    statistics SweepSchedule TaskBuilder TaskControls TaskMessage Tended Transport TransportError
-    TransportStatistics Waiter WaiterTable watch Worker YOUNG
+    Changes ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT
+    DEFAULT_URL DocumentDecoder Evidence Health HubStatistics IDLE_SECONDS Inspection Item
+    LOOK_SECONDS Limiter LimiterStatistics MESSAGES_PER_WRITE MOST_LOOKED_AT MessageFactory
+    OperatorApp Outage Outcome PENDING Posting PushPolicy PushRefused PushSession QueueDepth
+    READY_STATES Reader RedisBackend RedisBroker RedisConnection RedisConnector Rendering
+    ResultDocument Revoker SHORTEST SweepSchedule TAKEN_ONCE_SECONDS TaskBuilder TaskControls
+    TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable Worker YOUNG
+    client_app close_in_child inspect interrupted last_reply pending read_reply ready_responses
+    resolve statistics watch
 """
 
 

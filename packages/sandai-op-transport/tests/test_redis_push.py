@@ -360,3 +360,19 @@ def test_options_cannot_lift_the_io_timeout() -> None:
         connector: RedisConnector = RedisBroker(config.broker_key).connector
         assert connector.connection_kwargs(2, 5.0)["socket_timeout"] == expected
         assert connector.connection_kwargs(2, 0.1)["socket_timeout"] == 0.1
+
+
+def test_forgotten_markers_go_with_the_next_write() -> None:
+    """A task with an id of its own leaves a marker, until somebody forgets it."""
+    broker = RedisBroker(CONFIG.broker_key)
+    builder = TaskBuilder(CONFIG)
+    own = builder.task(broker.messages, "", [], {}, TaskControls(), "mine")
+    [write] = broker.plan(rendered(broker, own).items).writes()
+    assert write.commands[0][0] == "EVAL"
+    assert "sandai-op:submitted:mine" in write.commands[0]
+    broker.note_sent([own], [None])
+    [write] = broker.plan(rendered(broker, *messages(1)).items).writes()
+    assert [command[0] for command in write.commands] == ["LPUSH"]
+    broker.forget(["mine"])
+    [write] = broker.plan(rendered(broker, *messages(1)).items).writes()
+    assert write.commands[1:] == [("DEL", "sandai-op:submitted:mine")]

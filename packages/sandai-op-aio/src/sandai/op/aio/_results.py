@@ -245,7 +245,8 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         looks, patience = self.hub.looks, self._config.pool_acquire_timeout
-        await self._guarded(looks.delete(task_ids, patience=patience))
+        for chunk in chunks(task_ids):
+            await self._guarded(looks.delete(chunk, patience=patience))
 
     async def revoke(self, task_ids: Iterable[object], *, terminate: bool, signal: str) -> None:
         """

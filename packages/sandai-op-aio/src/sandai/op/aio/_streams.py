@@ -12,7 +12,7 @@ from ._result_stream import ResultStream
 from ._results import ResultReader
 from ._source import Source
 from ._streaming import Streaming
-from ._submitter import Artifacts, Options, Submitter, Tasks
+from ._submitter import Submitter, Task, Tasks
 
 
 class StreamCalls:
@@ -28,7 +28,7 @@ class StreamCalls:
 
     def map(
         self,
-        tasks: Tasks | AsyncIterable[tuple[Artifacts, Options]],
+        tasks: Tasks | AsyncIterable[Task],
         *,
         max_in_flight: int = 256,
         ordered: bool = False,

@@ -31,7 +31,9 @@ logger = logging.getLogger("sandai.op.aio")
 
 Artifacts = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
-Tasks = Iterable[tuple[Artifacts, Options]]
+#: A third part is an id of the caller's own.
+Task = tuple[Artifacts, Options] | tuple[Artifacts, Options, str]
+Tasks = Iterable[Task]
 
 
 class Submitter:
@@ -87,6 +89,10 @@ class Submitter:
     def queue(self, controls: TaskControls) -> str:
         """Return where tasks go that are submitted with these controls."""
         return self._builder.queue(controls)
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Keep no account any more of whether these tasks were submitted."""
+        self._transport.broker.forget(task_ids)
 
     def probe(self, timeout: float) -> TaskMessage:
         """Build a probe's message."""

@@ -57,6 +57,17 @@ class BatchCalls:
         self._results.check_open()
         self._revoker.revoke(map(_id_of, tasks), terminate=terminate, signal=signal)
 
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """
+        Delete the results of many tasks, and what tells that they were submitted.
+
+        Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`, and
+        :class:`InvalidTaskError` for what is no task's id.
+        """
+        forgotten = list(task_ids)
+        self._results.forget(forgotten)
+        self._submitter.forget(forgotten)
+
     def batch_submit(
         self,
         tasks: Tasks,
@@ -69,7 +80,10 @@ class BatchCalls:
         """
         Submit ``(input_artifacts, options)`` pairs; many go out in one command.
 
-        A task that cannot be submitted has its ``error``; the others go on.
+        A task that cannot be submitted has its ``error``; the others go on. A third
+        part, ``(input_artifacts, options, task_id)``, is the task's id: a new one for
+        each task, and the same one to submit a task again whose fate is unknown. On
+        Redis a task is queued once however often it is submitted within an hour.
         Raises for the controls alone (:class:`InvalidPriorityError`,
         :class:`ConfigurationError`), and when *tasks* is no iterable of pairs.
         """

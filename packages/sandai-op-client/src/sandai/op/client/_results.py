@@ -263,7 +263,8 @@ class ResultReader:
         self.check_open()
         for task_id in task_ids:
             protocol.check_task_id(task_id)
-        self._guarded(self._transport.backend.delete, task_ids)
+        for start in range(0, len(task_ids), _LOOK_KEYS):
+            self._guarded(self._transport.backend.delete, task_ids[start : start + _LOOK_KEYS])
 
     def watch(
         self,

@@ -23,7 +23,7 @@ from ._readers import HubStatistics
 from ._redis import Command, RedisConnection, RedisConnector, last_reply, read_reply
 from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
-from ._redis_push import MESSAGES_PER_WRITE, Item, Rendering, interrupted
+from ._redis_push import MESSAGES_PER_WRITE, TAKEN_ONCE_SECONDS, Item, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
 from ._revoking import Revoker
 from ._settings import ClientArguments, ConfiguredClient
@@ -42,6 +42,7 @@ __all__ = [
     "PENDING",
     "READY_STATES",
     "SHORTEST",
+    "TAKEN_ONCE_SECONDS",
     "YOUNG",
     "Attempts",
     "Backend",

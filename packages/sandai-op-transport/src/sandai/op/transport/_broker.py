@@ -88,6 +88,9 @@ class Broker(Protocol):
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
         """Hold a permit for a connection that Celery's own code opens."""
 
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Drop, with a later write, what tells that these tasks were queued; no I/O."""
+
     def statistics(self) -> BrokerStatistics:
         """Return a snapshot."""
 

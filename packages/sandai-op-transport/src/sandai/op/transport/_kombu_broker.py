@@ -98,6 +98,9 @@ class KombuBroker:
         """Hold a permit for a connection of Celery's own."""
         return self._pool.permit(acquire_timeout)
 
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Do nothing: nothing tells which tasks were queued."""
+
     def statistics(self) -> BrokerStatistics:
         """Return a snapshot."""
         return BrokerStatistics(self.limiter.statistics(), self._sent)

@@ -59,13 +59,14 @@ class MessageFactory:
         *,
         reply_to: str,
         attempt: int = 0,
+        task_id: str | None = None,
     ) -> TaskMessage:
         """
-        Encode one task under a new id.
+        Encode one task under *task_id*, or under a new id.
 
         Raises :class:`InvalidTaskError` with the path of what cannot be encoded.
         """
-        task_id = new_id()
+        task_id = task_id or new_id()
         root_id, parent_id = task_id, None
         if _task_stack.top is not None and (parent := get_current_worker_task()) is not None:
             root_id = parent.request.root_id or parent.request.id

@@ -123,7 +123,7 @@ class RedisBroker:
                 self._sent += 1
                 if message.attempt == 1:
                     # Nothing of it is on its way any more, which could be late and find none.
-                    self._taken.append(marker_of(self.connector, message))
+                    self._taken.append(marker_of(self.connector, message.task_id))
                 self.messages.after_publish(message)
 
     def ping(
@@ -183,6 +183,10 @@ class RedisBroker:
     def permit(self, acquire_timeout: float) -> AbstractContextManager[None]:
         """Hold a permit for a connection of Celery's own."""
         return self._pool.permit(acquire_timeout)
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Have these tasks' markers deleted with the next write."""
+        self._taken.extend(marker_of(self.connector, task_id) for task_id in task_ids)
 
     def statistics(self) -> BrokerStatistics:
         """Return a snapshot."""

@@ -33,9 +33,10 @@ class Write:
 #: A list's key, the envelope that goes there, and the key of its marker, or ``""``.
 Item = tuple[str, bytes, str]
 
-#: Milliseconds that a marker outlasts its message: longer than a copy of a command that was
-#: given up can be on its way, in a server that is frozen or a network that is cut.
-_MARKED = 60 * 60 * 1000
+#: Seconds that a marker outlasts its message: longer than a copy of a command that was
+#: given up can be on its way, in a server that is frozen or a network that is cut. For as
+#: long a task may be submitted again under its id.
+TAKEN_ONCE_SECONDS = 60 * 60
 #: Pushes those messages that were not pushed before. A script is atomic, for everybody who
 #: looks and for replicas and the append-only file, so a message and its marker are there
 #: together or not at all, after a crash or a failover too. What the server refuses (memory,
@@ -78,7 +79,7 @@ class Rendering:
         """Render the next message; Celery's signal is sent here, in the caller's context."""
         try:
             key = self._broker.connector.address.key_prefix + message.queue
-            marker = marker_of(self._broker.connector, message) if message.attempt else ""
+            marker = marker_of(self._broker.connector, message.task_id) if message.attempt else ""
             self.items.append((key, self._broker.renderer.render(message), marker))
         except InvalidTaskError as error:
             self._refused[len(self.items) + len(self._refused)] = error
@@ -109,7 +110,7 @@ class _Push:
         if not self.markers:
             return ("LPUSH", self.key, *self.envelopes)
         keys = (self.key, *self.markers)
-        return ("EVAL", PUSH_ONCE, len(keys), *keys, _MARKED, *self.envelopes)
+        return ("EVAL", PUSH_ONCE, len(keys), *keys, 1000 * TAKEN_ONCE_SECONDS, *self.envelopes)
 
 
 @define
@@ -195,9 +196,9 @@ class PushPlan:
         return [self._outcomes.get(position, error) for position in range(len(self._items))]
 
 
-def marker_of(connector: RedisConnector, message: TaskMessage) -> str:
-    """Return the key that tells that a message was pushed."""
-    return f"{connector.address.key_prefix}sandai-op:submitted:{message.task_id}"
+def marker_of(connector: RedisConnector, task_id: str) -> str:
+    """Return the key that tells that a task's message was pushed."""
+    return f"{connector.address.key_prefix}sandai-op:submitted:{task_id}"
 
 
 def interrupted(error: BaseException) -> TransportError:

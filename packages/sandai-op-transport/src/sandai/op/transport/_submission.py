@@ -13,6 +13,9 @@ from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
 from ._options_schema import Check, options_check
 
+#: The attempt of a task whose id the caller gave: it may not be the first, nor the last.
+_ANY_ATTEMPT = 2
+
 
 @frozen
 class TaskControls:
@@ -63,14 +66,16 @@ class TaskBuilder:
         input_artifacts: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         controls: TaskControls,
+        task_id: str | None = None,
         *,
         checked: bool = True,
     ) -> TaskMessage:
         """
         Return the message of a task, its options *checked* where the client wants that.
 
-        Raises :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
-        :class:`ConfigurationError` (the timeout).
+        A task whose *task_id* the caller gives may have been submitted before: where the
+        broker can tell, it is queued once. Raises :class:`InvalidTaskError`,
+        :class:`InvalidPriorityError` and :class:`ConfigurationError` (the timeout).
         """
         limit = self.wait_limit(controls.timeout)
         kwargs = protocol.build_kwargs(
@@ -82,7 +87,7 @@ class TaskBuilder:
         )
         if checked and self._check_options is not None:
             self._check_options(kwargs["options"])
-        return self._message(messages, reply_to, kwargs, self._priority(controls))
+        return self._message(messages, reply_to, kwargs, self._priority(controls), task_id)
 
     @staticmethod
     def no_tasks(tasks: object) -> InvalidTaskError:
@@ -114,11 +119,13 @@ class TaskBuilder:
     ) -> TaskMessage | InvalidTaskError:
         """Return the message of a batch's task at *index*, or why there can be none."""
         try:
-            if not isinstance(task, tuple | list) or len(task) != 2:
+            if not isinstance(task, tuple | list) or len(task) not in (2, 3):
                 raise InvalidTaskError(
-                    f"tasks[{index}]", "a pair (input_artifacts, options) was expected"
+                    f"tasks[{index}]",
+                    "a pair (input_artifacts, options) was expected, or that and a task_id",
                 )
-            return self.task(messages, reply_to, task[0], task[1], controls)
+            task_id = protocol.check_task_id(task[2]) if len(task) == 3 else None
+            return self.task(messages, reply_to, task[0], task[1], controls, task_id)
         except InvalidTaskError as error:
             return error
 
@@ -154,14 +161,24 @@ class TaskBuilder:
         return self._config.priority if controls.priority is None else controls.priority
 
     def _message(
-        self, messages: MessageFactory, reply_to: str, kwargs: Mapping[str, Any], priority: str
+        self,
+        messages: MessageFactory,
+        reply_to: str,
+        kwargs: Mapping[str, Any],
+        priority: str,
+        task_id: str | None = None,
     ) -> TaskMessage:
         queue = self._queues.get(priority) if type(priority) is str else None
         if queue is None:
             config = self._config
             queue = queue_name(priority, config.operator_name, config.operator_version)  # raises
         return messages.make(
-            self._task_name, queue, kwargs, reply_to=reply_to, attempt=self._attempt
+            self._task_name,
+            queue,
+            kwargs,
+            reply_to=reply_to,
+            attempt=self._attempt if task_id is None else _ANY_ATTEMPT,
+            task_id=task_id,
         )
 
 
