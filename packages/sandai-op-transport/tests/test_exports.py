@@ -16,6 +16,7 @@ EXPORTS = """
     TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable YOUNG
     client_app close_in_child interrupted last_reply pending read_reply ready_responses resolve
     statistics watch
+    BatchOutcomes Operation Request Steps Sending Telemetry UNOBSERVED steps_of telemetry_of
 """
 
 

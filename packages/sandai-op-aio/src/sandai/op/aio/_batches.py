@@ -10,7 +10,7 @@ from sandai.op.models import (
     batch,
     protocol,
 )
-from sandai.op.transport import Config, ResultDocument, TaskControls
+from sandai.op.transport import UNOBSERVED, Config, ResultDocument, TaskControls, Telemetry
 
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
@@ -27,6 +27,7 @@ class BatchCalls:
     config: Config
     _submitter: Submitter
     _results: ResultReader
+    _telemetry: Telemetry | None
 
     async def attach(self, task_id: str) -> AsyncTaskHandle:
         """
@@ -57,13 +58,14 @@ class BatchCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         submissions: list[AsyncSubmittedTask] = []
         breath = Breath()
-        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+        outcomes = await self._submitter.tasks(tasks, controls)
+        link = outcomes.link
+        for index, queued in enumerate(outcomes):
             if isinstance(queued, OperatorError):
-                submissions.append(AsyncSubmittedTask(index, error=queued))
+                submissions.append(AsyncSubmittedTask(index, error=queued, link=link))
             else:
-                submissions.append(
-                    AsyncSubmittedTask(index, AsyncTaskHandle(queued, self._results))
-                )
+                handle = AsyncTaskHandle(queued, self._results)
+                submissions.append(AsyncSubmittedTask(index, handle, link=link))
             if breath.due:
                 await breath()
         return submissions
@@ -82,6 +84,7 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         reducer, breath = batch.BatchReducer(), Breath()
+        links: dict[int, object] = {}  # many share one
         given: Iterable[object] = submissions
         for number, submission in enumerate(given):
             if not isinstance(submission, AsyncSubmittedTask):
@@ -89,9 +92,15 @@ class BatchCalls:
                 reason = f"what batch_submit() returned was expected, not {kind}"
                 raise InvalidTaskError(f"submissions[{number}]", reason)
             reducer.expect(submission.index, submission.task_id, submission.error)
+            if submission.link is not None:
+                links[id(submission.link)] = submission.link
             if breath.due:
                 await breath()
-        return await self._results_of(reducer, timeout, deadline)
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.collection(links.values(), len(reducer))
+        ):
+            return await self._results_of(reducer, timeout, deadline)
 
     async def batch_sync_detailed(
         self,
@@ -110,12 +119,18 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        reducer, breath = batch.BatchReducer(), Breath()
-        for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
-            reducer.expect_queued(index, queued)
-            if breath.due:
-                await breath()
-        return await self._results_of(reducer, timeout, deadline)
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.request("batch_sync", priority)
+        ) as observed:
+            reducer, breath = batch.BatchReducer(), Breath()
+            for index, queued in enumerate(await self._submitter.tasks(tasks, controls)):
+                reducer.expect_queued(index, queued)
+                if breath.due:
+                    await breath()
+            if observed is not None:
+                observed.note("messaging.batch.message_count", len(reducer))
+            return await self._results_of(reducer, timeout, deadline)
 
     async def batch_async(
         self,

@@ -17,20 +17,25 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    Priority,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
+    UNOBSERVED,
     BackendStatistics,
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Request,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
@@ -118,13 +123,18 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config, "sandai-op-aio")
         self._transport = Transport(self.config)
-        self._results = ResultReader(self.config, self._transport)
+        self._results = ResultReader(self.config, self._transport, self._steps)
         self._closed = False
         self._app = ClientApp(self.config, self._transport, self._results.check_open)
-        self._submitter = Submitter(self.config, self._transport, self._app.child)
+        self._submitter = Submitter(
+            self.config, self._transport, self._app.child, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -157,8 +167,10 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        message = self._submitter.task(input_artifacts, options, controls)
-        return AsyncTaskHandle(await self._submitter.send(message), self._results)
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            return AsyncTaskHandle(await self._submitter.send(message), self._results)
 
     async def sync(
         self,
@@ -181,13 +193,15 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        message = self._submitter.task(input_artifacts, options, controls)
-        task_id = message.task_id
-        waiting = self._wait(task_id, timeout, deadline, submit=message)
-        # While a hundred thousand wait, their messages are not kept.
-        del message, input_artifacts, options, controls
-        document = await waiting
-        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            task_id = message.task_id
+            waiting = self._wait(task_id, timeout, deadline, submit=message)
+            # While a hundred thousand wait, their messages are not kept.
+            del message, input_artifacts, options, controls
+            document = await waiting
+            return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
         """
@@ -210,7 +224,8 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         try:
             await self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
+            if self._steps is not None:
+                self._steps.unreachable("ping", error)
             return False
         return True
 
@@ -221,8 +236,17 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
         Never raises for an unhealthy operator: the result says how far it came.
         """
         self._results.check_open()
+        telemetry = self._telemetry
+        asked = Priority.LOW
+        with UNOBSERVED if telemetry is None else telemetry.request("probe", asked) as observed:
+            result = await self._probe(timeout, observed)
+            if observed is not None and not result.response_ok:
+                observed.fail("unhealthy", result.error or "")
+            return result
+
+    async def _probe(self, timeout: float, observed: Request | None) -> HealthCheckResult:
         deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
+        message = self._submitter.probe(timeout, observed)
         task_id = message.task_id
         try:
             await self._submitter.send(message)
@@ -312,19 +336,16 @@ class AsyncOperatorClient(BatchCalls, ConfiguredClient):
             submit=None if submit is None else partial(self._submitter.begin, submit),
         )
         del submit
-        document = await waiting
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
+        return await waiting
 
     async def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
-        task_id = await self._submitter.send(self._submitter.description())
-        reply = (await self._wait(task_id, None, deadline)).reply()
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            task_id = await self._submitter.send(self._submitter.description(observed))
+            reply = (await self._wait(task_id, None, deadline)).reply()
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_async_client(

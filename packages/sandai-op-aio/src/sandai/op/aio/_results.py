@@ -18,6 +18,7 @@ from sandai.op.transport import (
     Backend,
     Config,
     ResultDocument,
+    Steps,
     TaskBuilder,
     Transport,
     TransportError,
@@ -44,8 +45,9 @@ _DELETING = 0.5
 class ResultReader:
     """One client's waits and looks, on the hubs of the loops that it is used on."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    def __init__(self, config: Config, transport: Transport, steps: Steps | None = None) -> None:
         self._config = config
+        self._steps = steps
         self._transport = transport
         self._builder = TaskBuilder(config)
         self._hubs: PerLoop[Backend, LoopHub] = PerLoop(hub_of)
@@ -106,6 +108,8 @@ class ResultReader:
             try:
                 hub, own, take_back = self._hub_on(loop), (task_id,), None
                 hub.watch(own, mailbox, delete=delete)
+                if self._steps is not None:
+                    self._steps.watching(own, timeout)
                 try:
                     if submit is not None:
                         mailbox.unsettled = True
@@ -129,11 +133,15 @@ class ResultReader:
             finally:
                 self._mailboxes.discard(mailbox)
         if found:
+            if self._steps is not None and timeout != 0:
+                self._steps.arrived(found[0], deleted=delete)
             return found[0]
         raise self._late(task_id, timeout)
 
     def _late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
         # Made here: a frame that raises what it holds is kept, until the collector comes.
+        if self._steps is not None:
+            self._steps.timed_out(task_id, timeout)
         error = TaskTimeoutError(task_id, timeout)
         error.__cause__ = self.failure
         return error
@@ -170,10 +178,14 @@ class ResultReader:
             try:
                 for chunk in _chunks(list(open_ids), _LOOK_KEYS):
                     hub.watch(chunk, mailbox, delete=delete)
+                    if self._steps is not None:
+                        self._steps.watching(chunk, timeout)
                     await breath()
                 while open_ids and (found := await mailbox.get(deadline)):
                     for document in found:
                         open_ids.pop(document.task_id, None)
+                        if self._steps is not None:
+                            self._steps.arrived(document, deleted=delete)
                         accept(document)
                         if breath.due:
                             await breath()
@@ -185,6 +197,8 @@ class ResultReader:
             while late:
                 for document in await mailbox.get(math.inf):
                     late.discard(document.task_id)
+                    if self._steps is not None:
+                        self._steps.arrived(document, deleted=delete)
                     accept(document)
         finally:
             self._mailboxes.discard(mailbox)
@@ -208,6 +222,8 @@ class ResultReader:
         documents: list[ResultDocument] = []
         for chunk in _chunks(task_ids, _LOOK_KEYS):
             documents += await self._guarded(looks.look(chunk, patience=patience))
+        if self._steps is not None:
+            self._steps.looked(documents)
         return documents
 
     async def forget(self, task_ids: Sequence[str]) -> None:
@@ -217,6 +233,8 @@ class ResultReader:
             protocol.check_task_id(task_id)
         looks, patience = self.hub.looks, self._config.pool_acquire_timeout
         await self._guarded(looks.delete(task_ids, patience=patience))
+        if self._steps is not None:
+            self._steps.deleted(task_ids)
 
     def check_open(self) -> None:
         """Raise :class:`ClientClosedError` after :meth:`end_waits`."""

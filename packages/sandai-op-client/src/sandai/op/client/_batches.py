@@ -9,7 +9,7 @@ from sandai.op.models import (
     OperatorError,
     batch,
 )
-from sandai.op.transport import Config, TaskControls
+from sandai.op.transport import UNOBSERVED, Config, TaskControls, Telemetry
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._results import ResultReader
@@ -22,6 +22,7 @@ class BatchCalls:
     config: Config
     _submitter: Submitter
     _results: ResultReader
+    _telemetry: Telemetry | None
 
     def attach(self, task_id: str) -> OperatorAsyncResult:
         """
@@ -50,11 +51,12 @@ class BatchCalls:
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
+        outcomes = self._submitter.tasks(tasks, controls)
         return [
-            SubmittedTask(index, error=queued)
+            SubmittedTask(index, error=queued, link=outcomes.link)
             if isinstance(queued, OperatorError)
-            else SubmittedTask(index, self._results.handle(queued))
-            for index, queued in enumerate(self._submitter.tasks(tasks, controls))
+            else SubmittedTask(index, self._results.handle(queued), link=outcomes.link)
+            for index, queued in enumerate(outcomes)
         ]
 
     def batch_collect(
@@ -71,6 +73,7 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         reducer = batch.BatchReducer()
+        links: dict[int, object] = {}  # many share one
         given: Iterable[object] = submissions
         for number, submission in enumerate(given):
             if not isinstance(submission, SubmittedTask):
@@ -78,7 +81,13 @@ class BatchCalls:
                 reason = f"what batch_submit() returned was expected, not {kind}"
                 raise InvalidTaskError(f"submissions[{number}]", reason)
             reducer.expect(submission.index, submission.task_id, submission.error)
-        return self._results_of(reducer, timeout, deadline)
+            if submission.link is not None:
+                links[id(submission.link)] = submission.link
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.collection(links.values(), len(reducer))
+        ):
+            return self._results_of(reducer, timeout, deadline)
 
     def batch_sync_detailed(
         self,
@@ -97,11 +106,17 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        # Without handles: nobody sees them, and each costs as much as the task itself.
-        reducer = batch.BatchReducer()
-        for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
-            reducer.expect_queued(index, queued)
-        return self._results_of(reducer, timeout, deadline)
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.request("batch_sync", priority)
+        ) as observed:
+            # Without handles: nobody sees them, and each costs as much as the task itself.
+            reducer = batch.BatchReducer()
+            for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
+                reducer.expect_queued(index, queued)
+            if observed is not None:
+                observed.note("messaging.batch.message_count", len(reducer))
+            return self._results_of(reducer, timeout, deadline)
 
     def batch_async(
         self,

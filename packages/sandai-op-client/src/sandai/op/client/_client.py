@@ -16,20 +16,25 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    Priority,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
+    UNOBSERVED,
     BackendStatistics,
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
+    Request,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
     TransportError,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
@@ -115,12 +120,17 @@ class OperatorClient(BatchCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config, "sandai-op-client")
         self._transport = Transport(self.config)
-        self._results = ResultReader(self.config, self._transport)
+        self._results = ResultReader(self.config, self._transport, self._steps)
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._results.handle)
+        self._submitter = Submitter(
+            self.config, self._transport, self._results.handle, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -148,8 +158,10 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         """
         self._results.check_open()
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        message = self._submitter.task(input_artifacts, options, controls)
-        return self._results.handle(self._submitter.send(message))
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            return self._results.handle(self._submitter.send(message))
 
     def sync(
         self,
@@ -172,9 +184,11 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
-        message = self._submitter.task(input_artifacts, options, controls)
-        document = self._wait(message.task_id, timeout, deadline, submit=message)
-        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            document = self._wait(message.task_id, timeout, deadline, submit=message)
+            return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
     def desc(self) -> dict[str, Any]:
@@ -198,7 +212,8 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         try:
             self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
+            if self._steps is not None:
+                self._steps.unreachable("ping", error)
             return False
         return True
 
@@ -209,8 +224,17 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         Never raises for an unhealthy operator: the result says how far it came.
         """
         self._results.check_open()
+        telemetry = self._telemetry
+        asked = Priority.LOW
+        with UNOBSERVED if telemetry is None else telemetry.request("probe", asked) as observed:
+            result = self._probe(timeout, observed)
+            if observed is not None and not result.response_ok:
+                observed.fail("unhealthy", result.error or "")
+            return result
+
+    def _probe(self, timeout: float, observed: Request | None) -> HealthCheckResult:
         deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
+        message = self._submitter.probe(timeout, observed)
         task_id = message.task_id
         try:
             self._submitter.send(message)
@@ -277,25 +301,22 @@ class OperatorClient(BatchCalls, ConfiguredClient):
         if submit is not None and limit == 0:
             self._submitter.send(submit)
             submit = None
-        document = self._results.wait(
+        return self._results.wait(
             task_id,
             limit,
             delete=self.config.auto_forget_result,
             deadline=deadline,
             submit=None if submit is None else partial(self._submitter.begin, submit),
         )
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
 
     def _fetch_description(self) -> dict[str, Any]:
         deadline = self._results.deadline(None)
-        task_id = self._submitter.send(self._submitter.description())
-        reply = self._wait(task_id, None, deadline).reply()
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            task_id = self._submitter.send(self._submitter.description(observed))
+            reply = self._wait(task_id, None, deadline).reply()
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_client(

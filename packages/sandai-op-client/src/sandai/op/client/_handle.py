@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 from celery import Celery
 from celery.backends.base import BaseBackend
 from celery.result import AsyncResult, result_from_tuple
@@ -157,11 +157,18 @@ class SubmittedTask:
     index: int
     async_result: OperatorAsyncResult | None = None
     error: Exception | None = None
+    #: The span that it was submitted in, for links; ``None`` without one.
+    _link: object = field(default=None, eq=False, repr=False)
 
     @property
     def submitted(self) -> bool:
         """Whether the task is in its queue for certain."""
         return self.async_result is not None and self.error is None
+
+    @property
+    def link(self) -> object:
+        """What a span of OpenTelemetry is linked by to the one that it was submitted in."""
+        return self._link
 
     @property
     def task_id(self) -> str | None:

@@ -18,6 +18,7 @@ from sandai.op.models import (
 from sandai.op.transport import (
     Config,
     ResultDocument,
+    Steps,
     TaskBuilder,
     Transport,
     TransportError,
@@ -48,8 +49,9 @@ _ALL_THREADS = _AllThreads()
 class ResultReader:
     """One client's waits and looks, on the hub that it shares."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    def __init__(self, config: Config, transport: Transport, steps: Steps | None = None) -> None:
         self._config = config
+        self._steps = steps
         self._transport = transport
         self._builder = TaskBuilder(config)
         self._app: SharedFetch[Celery] = SharedFetch()
@@ -135,6 +137,8 @@ class ResultReader:
             submission = None
             try:
                 hub.watch(own, mailbox, delete=delete)
+                if self._steps is not None:
+                    self._steps.watching(own, timeout)
                 if submit is not None:
                     submission = submit(mailbox.poke)
                 found = _result(mailbox, deadline, submission)
@@ -153,10 +157,14 @@ class ResultReader:
                 found = _taken(mailbox)  # see wait_many()
         if found is None:
             raise self.late(task_id, timeout)
+        if self._steps is not None:
+            self._steps.arrived(found, deleted=delete)
         return found
 
     def late(self, task_id: str, timeout: float | None) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
+        if self._steps is not None:
+            self._steps.timed_out(task_id, timeout)
         error = TaskTimeoutError(task_id, timeout)
         error.__cause__ = self.failure
         return error
@@ -187,11 +195,15 @@ class ResultReader:
         with self._mailbox() as mailbox:
             try:
                 hub.watch(open_ids, mailbox, delete=delete)
+                if self._steps is not None:
+                    self._steps.watching(list(open_ids), timeout)
                 while open_ids:
                     document = mailbox.get(deadline)
                     if document is None:
                         break
                     open_ids.discard(document.task_id)
+                    if self._steps is not None:
+                        self._steps.arrived(document, deleted=delete)
                     yield document
             except GeneratorExit:
                 # Dropped, perhaps in a finalizer, inside any lock: the hub's thread sees to it.
@@ -206,6 +218,8 @@ class ResultReader:
             late = open_ids - given_up
             while late and (document := mailbox.get(math.inf)) is not None:
                 late.discard(document.task_id)
+                if self._steps is not None:
+                    self._steps.arrived(document, deleted=delete)
                 yield document
 
     def _hub_to_wait_on(self) -> ResultHub:
@@ -233,6 +247,8 @@ class ResultReader:
         for start in range(0, len(task_ids), _LOOK_KEYS):
             chunk = task_ids[start : start + _LOOK_KEYS]
             documents += self._guarded(self._transport.backend.look, chunk) or []
+        if self._steps is not None:
+            self._steps.looked(documents)
         return documents
 
     def forget(self, task_ids: Sequence[str]) -> None:
@@ -241,6 +257,8 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         self._guarded(self._transport.backend.delete, task_ids)
+        if self._steps is not None:
+            self._steps.deleted(task_ids)
 
     def watch(
         self,

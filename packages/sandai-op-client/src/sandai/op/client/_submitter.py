@@ -1,6 +1,5 @@
 """One client's way into the queues, from a thread."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,9 +7,11 @@ from typing import Any
 
 from celery._state import get_current_worker_task
 
-from sandai.op.models import ClientPoolTimeoutError, OperatorError
+from sandai.op.models import ClientPoolTimeoutError
 from sandai.op.transport import (
+    UNOBSERVED,
     Attempts,
+    BatchOutcomes,
     BatchSubmission,
     Broker,
     Config,
@@ -19,14 +20,16 @@ from sandai.op.transport import (
     Posting,
     RedisBackend,
     RedisBroker,
+    Request,
+    Sending,
+    Steps,
     TaskBuilder,
     TaskControls,
     TaskMessage,
+    Telemetry,
     Transport,
     TransportError,
 )
-
-logger = logging.getLogger("sandai.op.client")
 
 Artifacts = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
@@ -42,32 +45,49 @@ class Submitter:
     """
 
     def __init__(
-        self, config: Config, transport: Transport, attach: Callable[[str], object]
+        self,
+        config: Config,
+        transport: Transport,
+        attach: Callable[[str], object],
+        steps: Steps | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
         self._attach = attach
+        self._steps = steps
+        self._telemetry = telemetry
         self._builder = TaskBuilder(config)
 
-    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> TaskMessage:
+    def task(
+        self,
+        artifacts: Artifacts,
+        options: Options,
+        controls: TaskControls,
+        observed: Request | Sending | None = None,
+    ) -> TaskMessage:
         """Build a task's message, or raise why there can be none."""
         broker, reply_to = self._road()
-        return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
+        return self._builder.task(broker.messages, reply_to, artifacts, options, controls, observed)
 
-    def tasks(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
+    def tasks(self, tasks: Tasks, controls: TaskControls) -> BatchOutcomes:
         """Queue many tasks; return each one's id, or why it was not (surely) queued."""
-        broker, reply_to = self._road()
-        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls)
-        while not batch.done:
-            while batch.prepare():
-                pass
-            batch.settle(self._send(batch.messages))
-        return batch.outcomes
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.batch(controls.priority) as observed:
+            broker, reply_to = self._road()
+            batch = BatchSubmission(
+                self._builder, broker.messages, reply_to, tasks, controls, observed
+            )
+            while not batch.done:
+                while batch.prepare():
+                    pass
+                batch.settle(self._send(batch.messages))
+            return batch.outcomes
 
-    def probe(self, timeout: float) -> TaskMessage:
+    def probe(self, timeout: float, observed: Request | None = None) -> TaskMessage:
         """Build a probe's message."""
         broker, reply_to = self._road()
-        return self._builder.probe(broker.messages, reply_to, timeout)
+        return self._builder.probe(broker.messages, reply_to, timeout, observed=observed)
 
     def ping(self, timeout: float) -> None:
         """Try to queue a task where the client's own go, and leave nothing behind."""
@@ -82,10 +102,10 @@ class Submitter:
             timeout=limit,
         )
 
-    def description(self) -> TaskMessage:
+    def description(self, observed: Request | None = None) -> TaskMessage:
         """Build the message that asks the operator what it is."""
         broker, reply_to = self._road()
-        return self._builder.description(broker.messages, reply_to)
+        return self._builder.description(broker.messages, reply_to, observed)
 
     def send(self, message: TaskMessage) -> str:
         """Queue one message and return its id, or raise why it was not queued."""
@@ -118,22 +138,27 @@ class Submitter:
         self.send(message)
         return None
 
-    def settle(self, message: TaskMessage, outcome: Outcome) -> None:
+    def begun(self) -> float:
+        """Return the ``time.monotonic()``, if anybody wants to know how long it takes."""
+        return 0.0 if self._steps is None else time.monotonic()
+
+    def settle(self, message: TaskMessage, outcome: Outcome, began: float) -> None:
         """Note what became of a message that was posted; raise why it was not queued."""
         broker = self._transport.broker
         assert isinstance(broker, RedisBroker)
         broker.note_sent([message], [outcome])
-        self._note([message], [outcome])
+        self._note([message], [outcome], began)
         if outcome is not None:
             raise self._builder.failure(message, outcome)
 
     def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
+        began = self.begun()
         attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
         while (pause := attempts.settle(self._send_once(attempts.messages))) is not None:
             time.sleep(pause)
-        self._note(messages, attempts.outcomes)
+        self._note(messages, attempts.outcomes, began)
         return attempts.outcomes
 
     def _send_once(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
@@ -145,13 +170,14 @@ class Submitter:
         except (TransportError, ClientPoolTimeoutError) as error:
             return [error] * len(messages)
 
-    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
+    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome], began: float) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
+            if message.sending is not None:
+                message.sending.settle(outcome)
             if outcome is None and message.parent_id is not None:
                 get_current_worker_task().add_trail(self._attach(message.task_id))
-        if self._config.debug:
-            queued = outcomes.count(None)
-            logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
+        if self._steps is not None:
+            self._steps.queued(messages, outcomes, began)
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to
@@ -173,6 +199,7 @@ class Submission:
         self._wake = wake
         #: Whether the caller wants to be woken by success, too.
         self.urgent = False
+        self._began = submitter.begun()
         self._posting = submitter.post(message, self._told)
 
     @property
@@ -192,14 +219,14 @@ class Submission:
         pause = posting.pursue()
         if posting.outcomes is not None:
             self._posting = None
-            self._submitter.settle(self._message, posting.outcomes[0])
+            self._submitter.settle(self._message, posting.outcomes[0], self._began)
         return pause
 
     def succeed(self) -> None:
         """Its result is there: it was queued, whatever is yet to be heard of that."""
         if self._posting is not None:
             self._posting = None
-            self._submitter.settle(self._message, None)
+            self._submitter.settle(self._message, None, self._began)
 
     def withdraw(self) -> None:
         """Give up; what has been sent stays so."""

@@ -2,7 +2,7 @@
 
 from ._app import OperatorApp, client_app
 from ._backend import Backend, BackendStatistics, Reader
-from ._batch_submission import BatchSubmission
+from ._batch_submission import BatchOutcomes, BatchSubmission
 from ._broker import Broker, BrokerStatistics, Outcome
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
@@ -23,9 +23,11 @@ from ._redis_broker import RedisBroker
 from ._redis_push import MESSAGES_PER_WRITE, Item, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
 from ._settings import ClientArguments, ConfiguredClient
+from ._steps import Steps, steps_of
 from ._submission import TaskBuilder, TaskControls
 from ._submit_retries import Attempts
 from ._sweeping import SHORTEST, YOUNG, SweepSchedule
+from ._telemetry import UNOBSERVED, Operation, Request, Sending, Telemetry, telemetry_of
 from ._waiters import Changes, Waiter, WaiterTable
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
     "PENDING",
     "READY_STATES",
     "SHORTEST",
+    "UNOBSERVED",
     "YOUNG",
     "Attempts",
     "Backend",
     "BackendKey",
     "BackendStatistics",
+    "BatchOutcomes",
     "BatchSubmission",
     "Broker",
     "BrokerKey",
@@ -58,6 +62,7 @@ __all__ = [
     "Limiter",
     "LimiterStatistics",
     "MessageFactory",
+    "Operation",
     "OperatorApp",
     "Outage",
     "Outcome",
@@ -71,11 +76,15 @@ __all__ = [
     "RedisConnection",
     "RedisConnector",
     "Rendering",
+    "Request",
     "ResultDocument",
+    "Sending",
+    "Steps",
     "SweepSchedule",
     "TaskBuilder",
     "TaskControls",
     "TaskMessage",
+    "Telemetry",
     "Tended",
     "Transport",
     "TransportError",
@@ -91,5 +100,7 @@ __all__ = [
     "ready_responses",
     "resolve",
     "statistics",
+    "steps_of",
+    "telemetry_of",
     "watch",
 ]

@@ -8,9 +8,16 @@ from ._broker import Outcome
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
 from ._submission import TaskBuilder, TaskControls
+from ._telemetry import Sending
 
 #: Tasks that go out together: the operator is at work while the next are prepared.
 CHUNK = 500
+
+
+class BatchOutcomes(list[str | OperatorError]):
+    """Each task's id, or why it was not (surely) queued; ``link`` leads to their span, if any."""
+
+    link: object = None
 
 
 class BatchSubmission:
@@ -29,6 +36,7 @@ class BatchSubmission:
         reply_to: str,
         tasks: object,
         controls: TaskControls,
+        observed: Sending | None = None,
     ) -> None:
         builder.check(controls)
         self._builder = builder
@@ -36,12 +44,16 @@ class BatchSubmission:
         self._reply_to = reply_to
         self._tasks = builder.listed(tasks)
         self._controls = controls
+        self._observed = observed
         self._stopped: OperatorError | None = None
         #: What is to be sent now.
         self.messages: list[TaskMessage] = []
         self._positions: list[int] = []
         #: Each task's id, or why it was not (surely) queued.
-        self.outcomes: list[str | OperatorError] = []
+        self.outcomes = BatchOutcomes()
+        if observed is not None:
+            self.outcomes.link = observed.link
+            observed.counts(len(self._tasks))
 
     @property
     def done(self) -> bool:
@@ -54,16 +66,23 @@ class BatchSubmission:
         if position == len(self._tasks) or len(self.messages) == CHUNK:
             return False
         task = self._tasks[position]
-        item = self._builder.item(self._factory, self._reply_to, position, task, self._controls)
+        item = self._builder.item(
+            self._factory, self._reply_to, position, task, self._controls, self._observed
+        )
         if not isinstance(item, TaskMessage):
-            self.outcomes.append(item)
+            self._refuse(item)
         elif self._stopped is not None:
-            self.outcomes.append(self._builder.failure(item, self._stopped))
+            self._refuse(self._builder.failure(item, self._stopped))
         else:
             self.outcomes.append(item.task_id)
             self.messages.append(item)
             self._positions.append(position)
         return True
+
+    def _refuse(self, error: OperatorError) -> None:
+        self.outcomes.append(error)
+        if self._observed is not None:
+            self._observed.refused(error)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """

@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol, queue_name
 
 from ._config import Config
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
+from ._telemetry import Request, Sending
 
 
 @frozen
@@ -48,13 +49,16 @@ class TaskBuilder:
         input_artifacts: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         controls: TaskControls,
+        observed: Request | Sending | None = None,
     ) -> TaskMessage:
         """
         Return the message of a task.
 
-        Raises :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
+        Where the call is *observed*, the message carries the trace. Raises
+        :class:`InvalidTaskError`, :class:`InvalidPriorityError` and
         :class:`ConfigurationError` (the timeout).
         """
+        sending = None if observed is None else observed.sending()
         limit = self.wait_limit(controls.timeout)
         kwargs = protocol.build_kwargs(
             input_artifacts,
@@ -62,8 +66,10 @@ class TaskBuilder:
             deadline=time.time() + limit if limit else None,
             cancel_key=controls.cancel_key or self._config.cancel_key,
             persistent_output=controls.persistent_output,
+            tracing=None if sending is None else sending.carrier,
         )
-        return self._message(messages, reply_to, kwargs, self._priority(controls))
+        message = self._message(messages, reply_to, kwargs, self._priority(controls))
+        return message if sending is None else _told(message, sending)
 
     @staticmethod
     def listed(tasks: object) -> list[Any]:
@@ -81,6 +87,7 @@ class TaskBuilder:
         index: int,
         task: object,
         controls: TaskControls,
+        observed: Sending | None = None,
     ) -> TaskMessage | InvalidTaskError:
         """Return the message of a batch's task at *index*, or why there can be none."""
         try:
@@ -88,7 +95,7 @@ class TaskBuilder:
                 raise InvalidTaskError(
                     f"tasks[{index}]", "a pair (input_artifacts, options) was expected"
                 )
-            return self.task(messages, reply_to, task[0], task[1], controls)
+            return self.task(messages, reply_to, task[0], task[1], controls, observed)
         except InvalidTaskError as error:
             return error
 
@@ -98,14 +105,20 @@ class TaskBuilder:
         reply_to: str,
         timeout: float,
         priority: str | None = Priority.LOW,
+        observed: Request | None = None,
     ) -> TaskMessage:
         """Return the message of a probe, which a late operator skips."""
         controls = TaskControls(priority, timeout)
-        return self.task(messages, reply_to, [], protocol.PROBE_OPTIONS, controls)
+        return self.task(messages, reply_to, [], protocol.PROBE_OPTIONS, controls, observed)
 
-    def description(self, messages: MessageFactory, reply_to: str) -> TaskMessage:
-        """Return the message that asks the operator what it is."""
-        return self._message(messages, reply_to, dict(protocol.DESCRIPTION_KWARGS), Priority.HIGH)
+    def description(
+        self, messages: MessageFactory, reply_to: str, observed: Request | None = None
+    ) -> TaskMessage:
+        """Return the message that asks the operator what it is; it carries no trace."""
+        sending = None if observed is None else observed.sending()
+        kwargs = dict(protocol.DESCRIPTION_KWARGS)
+        message = self._message(messages, reply_to, kwargs, Priority.HIGH)
+        return message if sending is None else _told(message, sending)
 
     def failure(self, message: TaskMessage, outcome: OperatorError) -> OperatorError:
         """Return the caller's error for a message that was not, or not surely, queued."""
@@ -128,3 +141,9 @@ class TaskBuilder:
         return messages.make(
             self._task_name, queue, kwargs, reply_to=reply_to, attempt=self._attempt
         )
+
+
+def _told(message: TaskMessage, sending: Sending) -> TaskMessage:
+    """Return the message with whom to tell what becomes of it."""
+    sending.holds(message.task_id)
+    return evolve(message, sending=sending)

@@ -1,0 +1,120 @@
+"""
+Each step of a client's tasks, said at level DEBUG where ``debug=True`` asks for it.
+
+Records carry their facts as attributes (``extra``), for handlers that write JSON. None holds
+an option's value, an artifact's URI or a password.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ._broker import Outcome
+from ._config import Config
+from ._documents import ResultDocument
+from ._errors import TransportError
+from ._message import TaskMessage
+
+#: Tasks whose queue is remembered, for the records of what comes after.
+_REMEMBERED = 10_000
+
+
+def steps_of(config: Config, logger: logging.Logger) -> "Steps | None":
+    """Return what says the steps, ``None`` where nobody asked for it."""
+    return Steps(config, logger) if config.debug else None
+
+
+class Steps:
+    """
+    Say the steps of one client's tasks.
+
+    Every record has ``task_id`` and ``queue``, ``None`` where there is none or it is not
+    known, ``operator_name`` and ``operator_version``.
+    """
+
+    def __init__(self, config: Config, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._about = {
+            "operator_name": config.operator_name,
+            "operator_version": config.operator_version,
+        }
+        # Setting, and taking out what is there, are atomic; threads do both.
+        self._queues: dict[str, str] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
+    def configured(self, config: Config) -> None:
+        """Say with what settings a client was made."""
+        self._say("configured: %s", config)
+
+    def queued(
+        self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome], began: float
+    ) -> None:
+        """Say what became of messages; *began* is the ``time.monotonic()`` of handing them in."""
+        if not self.wanted:
+            return
+        took = time.monotonic() - began
+        for message, outcome in zip(messages, outcomes, strict=True):
+            self._remember(message)
+            if outcome is None:
+                how, why = "queued", ""
+            elif isinstance(outcome, TransportError) and outcome.maybe_done:
+                how, why = "perhaps queued", f": {outcome}"
+            else:
+                how, why = "not queued", f": {outcome}"
+            said = (message.task_id, how, message.queue, took * 1000, why)
+            self._say("task %s %s in %s in %.1f ms%s", *said, task_id=message.task_id, seconds=took)
+
+    def watching(self, task_ids: Sequence[str], limit: float | None) -> None:
+        """Say that results are waited for, *limit* seconds (``None``: for good)."""
+        if self.wanted:
+            until = "for as long as it takes" if limit is None else f"for {limit:g} s"
+            for task_id in task_ids:
+                self._say("task %s: waiting for its result %s", task_id, until, task_id=task_id)
+
+    def arrived(self, document: ResultDocument, *, deleted: bool = False) -> None:
+        """Say that a result is there, how it came, and whether it is deleted with that."""
+        about = {"task_id": document.task_id, "state": document.state, "how": document.how}
+        self._say("task %s: %s, %s", document.task_id, document.state, document.how, **about)
+        if deleted:
+            self.deleted([document.task_id])
+
+    def looked(self, documents: Sequence[ResultDocument]) -> None:
+        """Say what a single look found."""
+        for document in documents:
+            self.arrived(document)
+
+    def deleted(self, task_ids: Sequence[str]) -> None:
+        """Say that results are deleted."""
+        if self.wanted:
+            for task_id in task_ids:
+                self._say("task %s: its result is deleted", task_id, task_id=task_id)
+
+    def timed_out(self, task_id: str, limit: float | None) -> None:
+        """Say that a wait of *limit* seconds ran out."""
+        self._say("task %s: no result within %s s", task_id, limit, task_id=task_id)
+
+    def revoked(self, task_id: str, *, terminate: bool = False) -> None:
+        """Say that the operator's workers were told not to run a task, or to end it."""
+        how = "revoked, and ended where it runs" if terminate else "revoked"
+        self._say("task %s: %s", task_id, how, task_id=task_id)
+
+    def unreachable(self, what: str, error: Exception) -> None:
+        """Say that a question to broker or operator failed."""
+        self._say("%s failed: %s", what, str(error))
+
+    def _remember(self, message: TaskMessage) -> None:
+        self._queues[message.task_id] = message.queue
+        if len(self._queues) > _REMEMBERED:
+            with suppress(StopIteration, RuntimeError):  # another thread was faster
+                self._queues.pop(next(iter(self._queues)), None)
+
+    def _say(self, text: str, *values: object, task_id: str | None = None, **more: object) -> None:
+        if self.wanted:
+            queue = self._queues.get(task_id) if task_id is not None else None
+            about = {"task_id": task_id, "queue": queue, **self._about, **more}
+            self._logger.debug(text, *values, extra=about, stacklevel=3)
