@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import Context
 from types import TracebackType
 from typing import Any
 from weakref import ref
@@ -303,8 +302,7 @@ class LoopPool:
     def _tidy_up(self) -> None:
         if self._tidying is None or self._tidying.done():
             self._tidying = spawn(self._tidy(), "idle")
-            # In nobody's context: it would be kept for as long as the task lives.
-            self._tidying.add_done_callback(self._tidied, context=Context())
+            self._tidying.add_done_callback(self._tidied)
 
     def _tidied(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled():
