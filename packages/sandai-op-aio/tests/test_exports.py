@@ -5,11 +5,13 @@ import json
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pytest
 
 import sandai.op.aio
-from sandai.op.aio import AsyncOperatorClient
+from sandai.op.aio import AsyncOperatorClient, ConfigurationError
+from sandai.op.transport import statistics
 
 
 def test_all_is_sorted_and_whole() -> None:
@@ -97,3 +99,15 @@ def test_importing_brings_in_no_extra() -> None:
     extras = {"click", "rich", "opentelemetry", "jsonschema", "prompt_toolkit", "referencing"}
     assert not (ours - theirs) & extras
     assert not {"sandai.op.transport._tracing", "sandai.op.transport._metrics"} & ours
+
+
+@pytest.mark.parametrize("setting", ["tracing", "metrics"])
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """A client that is to tell OpenTelemetry says what to install, and takes no lease."""
+    for module in ("_tracing", "_metrics"):
+        monkeypatch.delitem(sys.modules, f"sandai.op.transport.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    settings: dict[str, Any] = {setting: True}
+    with pytest.raises(ConfigurationError, match=r"pip install 'sandai-op-aio\[otel\]'"):
+        AsyncOperatorClient("op", "v1", "redis://nowhere.invalid", **settings)
+    assert not statistics().brokers
