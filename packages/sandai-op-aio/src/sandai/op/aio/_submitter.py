@@ -1,7 +1,6 @@
 """One client's way into the queues, from a loop."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -140,10 +139,11 @@ class Submitter:
             told(None)
             return _nothing
 
-        began = self._begun()
+        if self._steps is not None:
+            self._steps.handing_in([message])
 
         def settled(outcome: Outcome) -> None:
-            self._note([message], [outcome], began)
+            self._note([message], [outcome])
             told(None if outcome is None else self._builder.failure(message, outcome))
 
         return sender.post(message, patience=self._config.pool_acquire_timeout, told=settled)
@@ -151,13 +151,14 @@ class Submitter:
     async def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
-        began = self._begun()
+        if self._steps is not None:
+            self._steps.handing_in(messages)
         attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
         pause = attempts.settle(await self._send_once(attempts.messages))
         while pause is not None:
             await asyncio.sleep(pause)
             pause = attempts.settle(await self._send_once(attempts.messages))
-        self._note(messages, attempts.outcomes, began)
+        self._note(messages, attempts.outcomes)
         return attempts.outcomes
 
     async def _send_once(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
@@ -168,10 +169,7 @@ class Submitter:
         except (TransportError, ClientPoolTimeoutError) as error:
             return [error] * len(messages)
 
-    def _begun(self) -> float:
-        return 0.0 if self._steps is None else time.monotonic()
-
-    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome], began: float) -> None:
+    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
             if message.sending is not None:
                 message.sending.settle(outcome)
@@ -180,7 +178,7 @@ class Submitter:
                 if task is not None:
                     task.add_trail(self._attach(message.task_id))
         if self._steps is not None:
-            self._steps.queued(messages, outcomes, began)
+            self._steps.queued(messages, outcomes)
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to

@@ -134,31 +134,30 @@ class Submitter:
             and not self._config.submit_retries
         ):
             patience = self._config.pool_acquire_timeout
+            if self._steps is not None:
+                self._steps.handing_in([message])
             return broker.post(message, acquire_timeout=patience, wake=wake)
         self.send(message)
         return None
 
-    def begun(self) -> float:
-        """Return the ``time.monotonic()``, if anybody wants to know how long it takes."""
-        return 0.0 if self._steps is None else time.monotonic()
-
-    def settle(self, message: TaskMessage, outcome: Outcome, began: float) -> None:
+    def settle(self, message: TaskMessage, outcome: Outcome) -> None:
         """Note what became of a message that was posted; raise why it was not queued."""
         broker = self._transport.broker
         assert isinstance(broker, RedisBroker)
         broker.note_sent([message], [outcome])
-        self._note([message], [outcome], began)
+        self._note([message], [outcome])
         if outcome is not None:
             raise self._builder.failure(message, outcome)
 
     def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
-        began = self.begun()
+        if self._steps is not None:
+            self._steps.handing_in(messages)
         attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
         while (pause := attempts.settle(self._send_once(attempts.messages))) is not None:
             time.sleep(pause)
-        self._note(messages, attempts.outcomes, began)
+        self._note(messages, attempts.outcomes)
         return attempts.outcomes
 
     def _send_once(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
@@ -170,14 +169,14 @@ class Submitter:
         except (TransportError, ClientPoolTimeoutError) as error:
             return [error] * len(messages)
 
-    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome], began: float) -> None:
+    def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
             if message.sending is not None:
                 message.sending.settle(outcome)
             if outcome is None and message.parent_id is not None:
                 get_current_worker_task().add_trail(self._attach(message.task_id))
         if self._steps is not None:
-            self._steps.queued(messages, outcomes, began)
+            self._steps.queued(messages, outcomes)
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to
@@ -199,7 +198,6 @@ class Submission:
         self._wake = wake
         #: Whether the caller wants to be woken by success, too.
         self.urgent = False
-        self._began = submitter.begun()
         self._posting = submitter.post(message, self._told)
 
     @property
@@ -219,14 +217,14 @@ class Submission:
         pause = posting.pursue()
         if posting.outcomes is not None:
             self._posting = None
-            self._submitter.settle(self._message, posting.outcomes[0], self._began)
+            self._submitter.settle(self._message, posting.outcomes[0])
         return pause
 
     def succeed(self) -> None:
         """Its result is there: it was queued, whatever is yet to be heard of that."""
         if self._posting is not None:
             self._posting = None
-            self._submitter.settle(self._message, None, self._began)
+            self._submitter.settle(self._message, None)
 
     def withdraw(self) -> None:
         """Give up; what has been sent stays so."""

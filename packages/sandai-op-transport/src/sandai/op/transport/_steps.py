@@ -39,8 +39,9 @@ class Steps:
             "operator_name": config.operator_name,
             "operator_version": config.operator_version,
         }
-        # Setting, and taking out what is there, are atomic; threads do both.
-        self._queues: dict[str, str] = {}
+        # Task id -> its queue, and the time.monotonic() when it was handed in. Setting, and
+        # taking out what is there, are atomic; threads do both.
+        self._known: dict[str, tuple[str, float]] = {}
 
     @property
     def wanted(self) -> bool:
@@ -51,15 +52,22 @@ class Steps:
         """Say with what settings a client was made."""
         self._say("configured: %s", config)
 
-    def queued(
-        self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome], began: float
-    ) -> None:
-        """Say what became of messages; *began* is the ``time.monotonic()`` of handing them in."""
+    def handing_in(self, messages: Sequence[TaskMessage]) -> None:
+        """Note when messages are handed in, and where they are to go."""
+        now = time.monotonic()
+        for message in messages:
+            self._known[message.task_id] = (message.queue, now)
+            if len(self._known) > _REMEMBERED:
+                with suppress(StopIteration, RuntimeError):  # another thread was faster
+                    self._known.pop(next(iter(self._known)), None)
+
+    def queued(self, messages: Sequence[TaskMessage], outcomes: Sequence[Outcome]) -> None:
+        """Say what became of messages, and how long that took."""
         if not self.wanted:
             return
-        took = time.monotonic() - began
+        now = time.monotonic()
         for message, outcome in zip(messages, outcomes, strict=True):
-            self._remember(message)
+            took = now - self._known.get(message.task_id, ("", now))[1]
             if outcome is None:
                 how, why = "queued", ""
             elif isinstance(outcome, TransportError) and outcome.maybe_done:
@@ -107,14 +115,9 @@ class Steps:
         """Say that a question to broker or operator failed."""
         self._say("%s failed: %s", what, str(error))
 
-    def _remember(self, message: TaskMessage) -> None:
-        self._queues[message.task_id] = message.queue
-        if len(self._queues) > _REMEMBERED:
-            with suppress(StopIteration, RuntimeError):  # another thread was faster
-                self._queues.pop(next(iter(self._queues)), None)
-
     def _say(self, text: str, *values: object, task_id: str | None = None, **more: object) -> None:
         if self.wanted:
-            queue = self._queues.get(task_id) if task_id is not None else None
+            known = self._known.get(task_id) if task_id is not None else None
+            queue = None if known is None else known[0]
             about = {"task_id": task_id, "queue": queue, **self._about, **more}
             self._logger.debug(text, *values, extra=about, stacklevel=3)

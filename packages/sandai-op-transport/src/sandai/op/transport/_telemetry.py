@@ -12,7 +12,6 @@ it. A call that waits for its answer is a span of kind CLIENT around that.
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,8 +26,21 @@ if TYPE_CHECKING:
     from ._metrics import Metrics
     from ._tracing import Tracing
 
-#: Instead of an operation, where there is no telemetry: ``with`` this nothing happens.
-UNOBSERVED: "nullcontext[None]" = nullcontext()
+
+class Unobserved:
+    """Instead of an operation, where there is no telemetry: ``with`` this nothing happens."""
+
+    # Static: a bound method would be kept by each of a hundred thousand who wait.
+    @staticmethod
+    def __enter__() -> None:
+        pass
+
+    @staticmethod
+    def __exit__(*_: object) -> None:
+        pass
+
+
+UNOBSERVED = Unobserved()
 
 
 def telemetry_of(config: Config, distribution: str) -> "Telemetry | None":
