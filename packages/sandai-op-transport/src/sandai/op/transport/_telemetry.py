@@ -179,18 +179,16 @@ class Operation:
         if error is None:
             self._end(None)
         else:
-            self._end(error_type_of(error), said_of(error), error)
+            said = said_of(error)
+            raised = said if isinstance(error, Exception) else None
+            self._end(error_type_of(error), said, raised)
 
-    def _end(
-        self, error_type: str | None, said: str = "", error: BaseException | None = None
-    ) -> None:
+    def _end(self, error_type: str | None, said: str = "", raised: str | None = None) -> None:
         if self._ended:
             return
         self._ended = True
         if self.span is not None:
-            self.span.end(
-                error_type, said, said_of(error) if isinstance(error, Exception) else None
-            )
+            self.span.end(error_type, said, raised)
         if self.telemetry.metrics is not None:
             seconds = perf_counter() - self._began
             self.telemetry.metrics.took(self.attributes, seconds, error_type)
@@ -213,7 +211,8 @@ class Sending(Operation):
         self._batch = batch
         self._within = within
         self._unsent = 0
-        self._first_error: BaseException | None = None
+        # Its class and words: an error is held by nobody that its traceback leads to.
+        self._first: tuple[str, str] | None = None
         #: What the operator continues the trace from; ``None`` where there is nothing.
         self.carrier: Mapping[str, str] | None = None
         if self.span is not None:
@@ -238,7 +237,8 @@ class Sending(Operation):
     def refused(self, error: OperatorError) -> None:
         """Note a task of the batch that was not even sent."""
         self._unsent += 1
-        self._first_error = self._first_error or error
+        if self._first is None:
+            self._first = error_type_of(error), said_of(error)
 
     def settle(self, outcome: OperatorError | None) -> None:
         """Note what became of a message that was handed to the broker."""
@@ -254,10 +254,10 @@ class Sending(Operation):
 
     def end(self, error: BaseException | None = None) -> None:
         """End, with why it failed; a batch has failed when any of it was not queued."""
-        if error is None and self._first_error is not None:
-            first = self._first_error
+        if error is None and self._first is not None:
+            error_type, said = self._first
             self.note("sandai.op.unsent", self._unsent)
-            self._end(error_type_of(first), f"{self._unsent} not queued: {said_of(first)}", first)
+            self._end(error_type, f"{self._unsent} not queued: {said}", said)
         else:
             super().end(error)
 
@@ -275,13 +275,11 @@ class Request(Operation):
         self._inner = self.telemetry.submission(self._priority, self)
         return self._inner
 
-    def _end(
-        self, error_type: str | None, said: str = "", error: BaseException | None = None
-    ) -> None:
+    def _end(self, error_type: str | None, said: str = "", raised: str | None = None) -> None:
         if self._inner is not None:
             # Given up before it was known what became of it, or answered: then it was queued.
-            self._inner.end(error)
-        super()._end(error_type, said, error)
+            self._inner._end(error_type, said, raised)
+        super()._end(error_type, said, raised)
 
 
 def error_type_of(error: BaseException) -> str:
