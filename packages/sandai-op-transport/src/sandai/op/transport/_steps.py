@@ -54,6 +54,8 @@ class Steps:
 
     def handing_in(self, messages: Sequence[TaskMessage]) -> None:
         """Note when messages are handed in, and where they are to go."""
+        if not self.wanted:
+            return
         now = time.monotonic()
         for message in messages:
             self._known[message.task_id] = (message.queue, now)
