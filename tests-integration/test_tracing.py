@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +376,29 @@ def test_cancelled_at_once(spans: Spans, database: str) -> None:
 
     asyncio.run(main())
     assert [attributes(span)["error.type"] for span in spans.finished] == ["CancelledError"] * 2
+
+
+@pytest.mark.parametrize("call", ["async_call", "sync", "batch_sync_detailed", "probe"])
+def test_no_password(
+    spans: Spans,
+    database: str,
+    make_client: MakeClient,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    """Neither spans nor the steps of ``debug`` show the password of a server that refuses it."""
+    url = database.replace("redis://", "redis://somebody:hunter2@")
+    caplog.set_level("DEBUG")
+    client = make_client(url, tracing=True, debug=True, timeout=2)
+    odd: dict[str, list[Any]] = {"probe": [2], "batch_sync_detailed": [[([], {})]]}
+    arguments = odd.get(call, [[], {}])
+    with suppress(OperatorConnectionError):
+        getattr(client, call)(*arguments)
+    send = spans.one("send ")
+    assert attributes(send)["error.type"] == "OperatorConnectionError"
+    assert attributes(send)["server.address"] == "127.0.0.1"
+    told = [span.to_json() for span in spans.finished] + [caplog.text]
+    assert len(told) == (2 if call == "async_call" else 3)
+    assert "refused" in told[0]
+    assert "hunter2" not in "".join(told)
+    assert "somebody" not in "".join(told[:-1])
