@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from sandai.op.models import ClientPoolTimeoutError
+from sandai.op.models import ClientPoolTimeoutError, InvalidTaskError
 from sandai.op.transport import (
     Config,
     Limiter,
@@ -103,7 +103,9 @@ def test_what_was_not_sent_is_not_counted(meter: Meter) -> None:
     telemetry = Telemetry(config(), None, meter.metrics)
     with pytest.raises(ValueError, match="no"), telemetry.submission(None):
         raise ValueError("no")
-    assert len(meter.points("messaging.client.operation.duration")) == 1
+    with telemetry.submission(None) as sending:
+        sending.settle(InvalidTaskError("options", "too large for the broker"))
+    assert len(meter.points("messaging.client.operation.duration")) == 2
     assert not meter.points("messaging.client.sent.messages")
 
 

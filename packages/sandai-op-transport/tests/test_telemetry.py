@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from typing import Any
+from weakref import ref
 
 import pytest
 from opentelemetry import baggage, context, trace
@@ -181,6 +182,18 @@ def test_a_request(telemetry: Telemetry, exporter: InMemorySpanExporter) -> None
     assert "messaging.operation.type" not in attributes(sync)
     for span in (send, sync):
         assert attributes(span)["messaging.message.id"] == message.task_id
+
+
+def test_a_wait_keeps_no_submission(telemetry: Telemetry, exporter: InMemorySpanExporter) -> None:
+    """Once a task is queued its submission is let go, however long the answer takes."""
+    builder, messages = factory()
+    with telemetry.request("sync", None) as request:
+        message = builder.task(messages, "", [], {}, TaskControls(), request)
+        assert message.sending is not None
+        message.sending.settle(None)
+        gone = ref(message.sending)
+        del message
+        assert gone() is None
 
 
 def test_an_error(telemetry: Telemetry, exporter: InMemorySpanExporter) -> None:

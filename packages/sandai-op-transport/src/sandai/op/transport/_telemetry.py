@@ -16,7 +16,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sandai.op.models import ConfigurationError, OperatorError, redact
+from sandai.op.models import ConfigurationError, InvalidTaskError, OperatorError, redact
 
 from ._config import Config
 from ._errors import TransportError
@@ -82,7 +82,7 @@ class Telemetry:
             **operator_labels(config.operator_name, config.operator_version),
         }
 
-    def submission(self, priority: object, within: "Operation | None" = None) -> "Sending":
+    def submission(self, priority: object, within: "Request | None" = None) -> "Sending":
         """Begin to submit one task."""
         return Sending(self, self._attributes("send", "send", priority), within=within)
 
@@ -205,7 +205,7 @@ class Sending(Operation):
         attributes: dict[str, Any],
         *,
         batch: bool = False,
-        within: Operation | None = None,
+        within: "Request | None" = None,
     ) -> None:
         super().__init__(telemetry, attributes)
         self._batch = batch
@@ -243,7 +243,7 @@ class Sending(Operation):
     def settle(self, outcome: OperatorError | None) -> None:
         """Note what became of a message that was handed to the broker."""
         kind = None if outcome is None else error_type_of(outcome)
-        if self.telemetry.metrics is not None:
+        if self.telemetry.metrics is not None and not isinstance(outcome, InvalidTaskError):
             self.telemetry.metrics.sent(self.attributes, kind)
         if isinstance(outcome, TransportError) and outcome.maybe_done:
             self.note("sandai.op.in_doubt", True)
@@ -261,6 +261,12 @@ class Sending(Operation):
         else:
             super().end(error)
 
+    def _end(self, error_type: str | None, said: str = "", raised: str | None = None) -> None:
+        super()._end(error_type, said, raised)
+        if self._within is not None:
+            self._within.submitted()
+            self._within = None
+
 
 class Request(Operation):
     """A call that submits one task or a batch and waits for what comes of it."""
@@ -274,6 +280,10 @@ class Request(Operation):
         """Begin the submission, whose span is a child of this one's."""
         self._inner = self.telemetry.submission(self._priority, self)
         return self._inner
+
+    def submitted(self) -> None:
+        """Let go of the submission: its span is as large as all else that a wait keeps."""
+        self._inner = None
 
     def _end(self, error_type: str | None, said: str = "", raised: str | None = None) -> None:
         if self._inner is not None:
