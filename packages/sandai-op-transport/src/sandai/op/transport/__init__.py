@@ -12,6 +12,7 @@ from ._inheritance import close_in_child
 from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
+from ._operations import Operation, Request, Sending
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
 from ._push import Health, PushRefused, PushSession, ready_responses
@@ -27,7 +28,7 @@ from ._steps import Steps, steps_of
 from ._submission import TaskBuilder, TaskControls
 from ._submit_retries import Attempts
 from ._sweeping import SHORTEST, YOUNG, SweepSchedule
-from ._telemetry import UNOBSERVED, Operation, Request, Sending, Telemetry, telemetry_of
+from ._telemetry import UNOBSERVED, Telemetry, telemetry_of
 from ._waiters import Changes, Waiter, WaiterTable
 
 __all__ = [

@@ -7,8 +7,8 @@ from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from ._broker import Outcome
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
+from ._operations import Sending
 from ._submission import TaskBuilder, TaskControls
-from ._telemetry import Sending
 
 #: Tasks that go out together: the operator is at work while the next are prepared.
 CHUNK = 500

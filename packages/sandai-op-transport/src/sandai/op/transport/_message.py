@@ -16,7 +16,7 @@ from celery._state import _task_stack, get_current_worker_task
 from ._serializers import encode_body
 
 if TYPE_CHECKING:
-    from ._telemetry import Sending
+    from ._operations import Sending
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _SHOWN_OPTIONS = 200

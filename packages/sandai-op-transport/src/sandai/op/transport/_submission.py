@@ -11,7 +11,7 @@ from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol
 from ._config import Config
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
-from ._telemetry import Request, Sending
+from ._operations import Request, Sending
 
 
 @frozen
