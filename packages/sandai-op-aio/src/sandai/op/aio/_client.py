@@ -17,16 +17,19 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    Priority,
     TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
+    UNOBSERVED,
     BackendStatistics,
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
     Inspection,
+    Request,
     ResultDocument,
     TaskControls,
     TaskMessage,
@@ -34,6 +37,8 @@ from sandai.op.transport import (
     TransportError,
     inspect,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
@@ -126,13 +131,18 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config)
         self._transport = Transport(self.config)
-        self._results = ResultReader(self.config, self._transport)
+        self._results = ResultReader(self.config, self._transport, self._steps)
         self._revoker = self._results.revoker
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._results.app.child)
+        self._submitter = Submitter(
+            self.config, self._transport, self._results.app.child, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -168,12 +178,14 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = await self._learn_options(controls, self._results.deadline(timeout))
-        message = self._submitter.task(input_artifacts, options, controls)
-        try:
-            return AsyncTaskHandle(await self._submitter.send(message), self._results)
-        except asyncio.CancelledError:
-            self._revoker.give_up([message.task_id])
-            raise
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            try:
+                return AsyncTaskHandle(await self._submitter.send(message), self._results)
+            except asyncio.CancelledError:
+                self._revoker.give_up([message.task_id])
+                raise
 
     async def sync(
         self,
@@ -199,17 +211,19 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = await self._learn_options(controls, deadline)
-        message = self._submitter.task(input_artifacts, options, controls)
-        task_id = message.task_id
-        waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
-        # While a hundred thousand wait, their messages are not kept.
-        del message, input_artifacts, options, controls
-        try:
-            document = await waiting
-        except (TaskTimeoutError, asyncio.CancelledError) as error:
-            self._gave_up(task_id, error)
-            raise
-        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            task_id = message.task_id
+            waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
+            # While a hundred thousand wait, their messages are not kept.
+            del message, input_artifacts, options, controls
+            try:
+                document = await waiting
+            except (TaskTimeoutError, asyncio.CancelledError) as error:
+                self._gave_up(task_id, error)
+                raise
+            return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
         """
@@ -233,7 +247,8 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         try:
             await self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
+            if self._steps is not None:
+                self._steps.unreachable("ping", error)
             return False
         return True
 
@@ -244,8 +259,17 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Never raises for an unhealthy operator: the result says how far it came.
         """
         self._results.check_open()
+        telemetry = self._telemetry
+        asked = Priority.LOW
+        with UNOBSERVED if telemetry is None else telemetry.request("probe", asked) as observed:
+            result = await self._probe(timeout, observed)
+            if observed is not None and not result.response_ok:
+                observed.fail("unhealthy", result.error or "")
+            return result
+
+    async def _probe(self, timeout: float, observed: Request | None) -> HealthCheckResult:
         deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
+        message = self._submitter.probe(timeout, observed)
         task_id = message.task_id
         try:
             await self._submitter.send(message)
@@ -354,9 +378,7 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             queue=queue,
         )
         del submit
-        document = await waiting
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
+        return await waiting
 
     def _gave_up(self, task_id: str, error: BaseException) -> None:
         # A timeout of 0 was a look, which gives nothing up.
@@ -377,18 +399,17 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         )
 
     async def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
-        message = self._submitter.description()
-        task_id = await self._submitter.send(message)
-        try:
-            reply = (await self._wait(task_id, limit, deadline, queue=message.queue)).reply()
-        except (TaskTimeoutError, asyncio.CancelledError) as error:
-            self._gave_up(task_id, error)
-            raise
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            message = self._submitter.description(observed)
+            task_id = await self._submitter.send(message)
+            try:
+                reply = (await self._wait(task_id, limit, deadline, queue=message.queue)).reply()
+            except (TaskTimeoutError, asyncio.CancelledError) as error:
+                self._gave_up(task_id, error)
+                raise
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_async_client(

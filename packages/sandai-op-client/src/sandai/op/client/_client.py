@@ -17,16 +17,19 @@ from sandai.op.models import (
     HealthCheckResult,
     LegacyTaskResult,
     OperatorError,
+    Priority,
     TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
+    UNOBSERVED,
     BackendStatistics,
     BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
     Inspection,
+    Request,
     ResultDocument,
     Revoker,
     TaskControls,
@@ -35,6 +38,8 @@ from sandai.op.transport import (
     TransportError,
     inspect,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
@@ -125,15 +130,23 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config)
         self._transport = Transport(self.config)
-        self._results = results = ResultReader(self.config, self._transport)
+        self._results = results = ResultReader(self.config, self._transport, self._steps)
         self._revoker = Revoker(
-            lambda: results.app, given_up=self.config.cancel_on_timeout, logger=logger
+            lambda: results.app,
+            given_up=self.config.cancel_on_timeout,
+            logger=logger,
+            steps=self._steps,
         )
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._results.handle)
+        self._submitter = Submitter(
+            self.config, self._transport, self._results.handle, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -164,8 +177,10 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, self._results.deadline(timeout))
-        message = self._submitter.task(input_artifacts, options, controls)
-        return self._results.handle(self._submitter.send(message))
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            return self._results.handle(self._submitter.send(message))
 
     def sync(
         self,
@@ -191,15 +206,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, deadline)
-        message = self._submitter.task(input_artifacts, options, controls)
-        try:
-            document = self._wait(
-                message.task_id, timeout, deadline, queue=message.queue, submit=message
-            )
-        except TaskTimeoutError as error:
-            self._gave_up(error)
-            raise
-        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            try:
+                document = self._wait(
+                    message.task_id, timeout, deadline, queue=message.queue, submit=message
+                )
+            except TaskTimeoutError as error:
+                self._gave_up(error)
+                raise
+            return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
     def desc(self) -> dict[str, Any]:
@@ -224,7 +241,8 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         try:
             self._submitter.ping(timeout)
         except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
+            if self._steps is not None:
+                self._steps.unreachable("ping", error)
             return False
         return True
 
@@ -235,8 +253,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         Never raises for an unhealthy operator: the result says how far it came.
         """
         self._results.check_open()
+        telemetry = self._telemetry
+        asked = Priority.LOW
+        with UNOBSERVED if telemetry is None else telemetry.request("probe", asked) as observed:
+            result = self._probe(timeout, observed)
+            if observed is not None and not result.response_ok:
+                observed.fail("unhealthy", result.error or "")
+            return result
+
+    def _probe(self, timeout: float, observed: Request | None) -> HealthCheckResult:
         deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
+        message = self._submitter.probe(timeout, observed)
         task_id = message.task_id
         try:
             self._submitter.send(message)
@@ -324,7 +351,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         if submit is not None and limit == 0:
             self._submitter.send(submit)
             submit = None
-        document = self._results.wait(
+        return self._results.wait(
             task_id,
             limit,
             delete=self.config.auto_forget_result,
@@ -332,8 +359,6 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             submit=None if submit is None else partial(self._submitter.begin, submit),
             queue=queue,
         )
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
 
     def _drain(self) -> None:
         drained = self._revoker.drain()
@@ -349,18 +374,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         )
 
     def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
-        message = self._submitter.description()
-        task_id = self._submitter.send(message)
-        try:
-            reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
-        except TaskTimeoutError as error:
-            self._gave_up(error)
-            raise
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            message = self._submitter.description(observed)
+            task_id = self._submitter.send(message)
+            try:
+                reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
+            except TaskTimeoutError as error:
+                self._gave_up(error)
+                raise
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_client(

@@ -19,6 +19,7 @@ from sandai.op.transport import (
     Config,
     Evidence,
     ResultDocument,
+    Steps,
     TaskBuilder,
     Transport,
     TransportError,
@@ -50,8 +51,9 @@ _ALL_THREADS = _AllThreads()
 class ResultReader:
     """One client's waits and looks, on the hub that it shares."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    def __init__(self, config: Config, transport: Transport, steps: Steps | None = None) -> None:
         self._config = config
+        self.steps = steps
         self._transport = transport
         self._builder = TaskBuilder(config)
         self._app: SharedFetch[Celery] = SharedFetch()
@@ -139,6 +141,8 @@ class ResultReader:
             submission = None
             try:
                 hub.watch(own, mailbox, delete=delete)
+                if self.steps is not None:
+                    self.steps.watching(own, timeout)
                 if submit is not None:
                     submission = submit(mailbox.poke)
                 found = _result(mailbox, deadline, submission)
@@ -157,6 +161,8 @@ class ResultReader:
                 found = _taken(mailbox)  # see wait_many()
         if found is None:
             raise self.late(task_id, timeout, queue)
+        if self.steps is not None:
+            self.steps.arrived(found, deleted=delete)
         return found
 
     def late(
@@ -180,6 +186,8 @@ class ResultReader:
     ) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
         error = evidence.error(task_id, timeout, queue)
+        if self.steps is not None:
+            self.steps.timed_out(error)
         error.__cause__ = self.failure
         return error
 
@@ -209,11 +217,15 @@ class ResultReader:
         with self.mailbox() as mailbox:
             try:
                 hub.watch(open_ids, mailbox, delete=delete)
+                if self.steps is not None:
+                    self.steps.watching(list(open_ids), timeout)
                 while open_ids:
                     document = mailbox.get(deadline)
                     if document is None:
                         break
                     open_ids.discard(document.task_id)
+                    if self.steps is not None:
+                        self.steps.arrived(document, deleted=delete)
                     yield document
             except GeneratorExit:
                 # Dropped, perhaps in a finalizer, inside any lock: the hub's thread sees to it.
@@ -228,6 +240,8 @@ class ResultReader:
             late = open_ids - given_up
             while late and (document := mailbox.get(math.inf)) is not None:
                 late.discard(document.task_id)
+                if self.steps is not None:
+                    self.steps.arrived(document, deleted=delete)
                 yield document
 
     def hub_to_wait_on(self) -> ResultHub:
@@ -256,6 +270,8 @@ class ResultReader:
         for start in range(0, len(task_ids), _LOOK_KEYS):
             chunk = task_ids[start : start + _LOOK_KEYS]
             documents += self._guarded(self._transport.backend.look, chunk) or []
+        if self.steps is not None:
+            self.steps.looked(documents)
         return documents
 
     def forget(self, task_ids: Sequence[str]) -> None:
@@ -264,6 +280,8 @@ class ResultReader:
         for task_id in task_ids:
             protocol.check_task_id(task_id)
         self._guarded(self._transport.backend.delete, task_ids)
+        if self.steps is not None:
+            self.steps.deleted(task_ids)
 
     def watch(
         self,
