@@ -12,11 +12,7 @@ from typing import Any, Unpack
 from celery import Celery
 
 from sandai.op.models import (
-    ClientClosedError,
-    ClientPoolTimeoutError,
-    HealthCheckResult,
     LegacyTaskResult,
-    OperatorError,
     Priority,
     TaskTimeoutError,
     protocol,
@@ -24,19 +20,13 @@ from sandai.op.models import (
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
     UNOBSERVED,
-    BackendStatistics,
-    BrokerStatistics,
     ClientArguments,
     ConfiguredClient,
-    Inspection,
-    Request,
     ResultDocument,
     Revoker,
     TaskControls,
     TaskMessage,
     Transport,
-    TransportError,
-    inspect,
     resolve,
     steps_of,
     telemetry_of,
@@ -44,6 +34,7 @@ from sandai.op.transport import (
 
 from ._batches import BatchCalls
 from ._handle import OperatorAsyncResult
+from ._health import HealthCalls
 from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
@@ -56,7 +47,7 @@ logger = logging.getLogger("sandai.op.client")
 _DRAINING = 1.0
 
 
-class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
+class OperatorClient(BatchCalls, StreamCalls, HealthCalls, ConfiguredClient):
     """
     Hand tasks to one operator and wait for its answers, from any thread.
 
@@ -228,73 +219,6 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._results.check_open()
         fetch = partial(self._fetch_description, None, self._results.deadline(None))
         return self._description.get(fetch)
-
-    # Health.
-
-    def ping(self, timeout: float = 10) -> bool:
-        """
-        Return whether a task could be submitted within *timeout* seconds.
-
-        Waits for no worker, and leaves nothing in queue or backend.
-        """
-        self._results.check_open()
-        try:
-            self._submitter.ping(timeout)
-        except (TransportError, ClientPoolTimeoutError) as error:
-            if self._steps is not None:
-                self._steps.unreachable("ping", error)
-            return False
-        return True
-
-    def probe(self, timeout: float = 10) -> HealthCheckResult:
-        """
-        Send a probe task and wait *timeout* seconds for its answer.
-
-        Never raises for an unhealthy operator: the result says how far it came.
-        """
-        self._results.check_open()
-        telemetry = self._telemetry
-        asked = Priority.LOW
-        with UNOBSERVED if telemetry is None else telemetry.request("probe", asked) as observed:
-            result = self._probe(timeout, observed)
-            if observed is not None and not result.response_ok:
-                observed.fail("unhealthy", result.error or "")
-            return result
-
-    def _probe(self, timeout: float, observed: Request | None) -> HealthCheckResult:
-        deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout, observed)
-        task_id = message.task_id
-        try:
-            self._submitter.send(message)
-        except OperatorError as error:
-            return HealthCheckResult(
-                False, False, False, getattr(error, "task_id", None), str(error)
-            )
-        try:
-            reply = self._wait(task_id, timeout, deadline, queue=message.queue).reply()
-        except ClientClosedError:
-            raise
-        except OperatorError as error:
-            return HealthCheckResult(True, False, False, task_id, str(error))
-        response_ok, fault = protocol.probe_verdict(task_id, reply)
-        return HealthCheckResult(True, True, response_ok, task_id, fault)
-
-    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
-        """Return what this client's broker and backend look like now."""
-        self._results.check_open()
-        return self._transport.broker.statistics(), self._transport.backend.statistics()
-
-    def inspect(self, timeout: float = 2.0) -> Inspection:
-        """
-        Return what there is to see: queues, workers, budgets, waits, outages.
-
-        Asks broker, workers and backend for *timeout* seconds at most; takes about a
-        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
-        for a server: the part that failed says why.
-        """
-        self._results.check_open()
-        return inspect(self.config, self._transport, lambda: self.celery_app, timeout)
 
     # Its life.
 
