@@ -108,7 +108,7 @@ def test_handles(database: str, make_client: MakeClient, log: JsonLines) -> None
     handle.forget()
     assert [line["text"] for line in log.of("some-id")] == [
         "task some-id: waiting for its result for 0.05 s",
-        "task some-id: no result within 0.05 s",
+        "task some-id: no result within 0.05 s; picked_up",
         "task some-id: its result is deleted",
     ]
     assert {line["queue"] for line in log.of("some-id")} == {None}
