@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import pytest
 from celery import signals
@@ -157,3 +159,36 @@ def test_our_tasks_run_in_nobody_s_context(server: RespServer) -> None:
     for name, context in contexts.items():
         assert context is not None, name
         assert _request not in context, name
+
+
+class Held:
+    """What a context holds, to see whether it is kept."""
+
+
+def test_what_goes_on_keeps_no_caller_s_context(server: RespServer) -> None:
+    """The hub and the idle connections outlive a call; the call's context is let go with it."""
+    held: ContextVar[Held] = ContextVar("held")
+
+    async def call(client: AsyncOperatorClient) -> ref[Held]:
+        value = Held()
+        held.set(value)
+        handle = await client.async_call([], {})
+        server.store(handle.task_id, publish=True)
+        await handle.get()
+        return ref(value)
+
+    async def main() -> None:
+        # Without a timeout: asyncio keeps a timer that was cancelled until it is due.
+        async with AsyncOperatorClient("op", "v1", server.url, timeout=None) as client:
+            # In a context of its own, which ends with the task.
+            value = await asyncio.create_task(call(client))
+            await asyncio.sleep(0.01)  # the handles that the call left are run
+            gc.collect()
+            assert value() is None
+            # And those that would have kept it are there.
+            broker, backend = client.statistics()
+            assert broker.connections.idle == 1
+            [reader] = backend.readers
+            assert reader.pushed + reader.swept == 1
+
+    asyncio.run(main())

@@ -1,14 +1,17 @@
 """The public surface."""
 
 import inspect
+import json
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pytest
 
 import sandai.op.aio
-from sandai.op.aio import AsyncOperatorClient
+from sandai.op.aio import AsyncOperatorClient, ConfigurationError
+from sandai.op.transport import statistics
 
 
 def test_all_is_sorted_and_whole() -> None:
@@ -83,3 +86,29 @@ def test_the_distributions_have_one_version() -> None:
     except PackageNotFoundError:
         pytest.skip("runs from the source tree")
     assert len(versions) == 1
+
+
+def test_importing_brings_in_no_extra() -> None:
+    """Of what the extras bring, nothing is imported but what Celery and redis-py try to."""
+    names = "[*sys.modules, *{name.partition('.')[0] for name in sys.modules}]"
+    found = []
+    for module in ("celery.app.base, redis.asyncio", "sandai.op.aio"):
+        code = f"import sys, json\nimport {module}\nprint(json.dumps({names}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, timeout=30
+        )
+        found.append(set(json.loads(done.stdout)))
+    theirs, ours = found
+    extras = {"click", "rich", "opentelemetry", "jsonschema", "prompt_toolkit", "referencing"}
+    assert not (ours - theirs) & extras
+    assert not {"sandai.op.transport._tracing", "sandai.op.transport._metrics"} & ours
+
+
+@pytest.mark.parametrize("setting", ["tracing", "metrics"])
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """A client that is to tell OpenTelemetry says what to install, and takes no lease."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
+    settings: dict[str, Any] = {setting: True}
+    with pytest.raises(ConfigurationError, match=r"'sandai-op-aio\[otel\]'"):
+        AsyncOperatorClient("op", "v1", "redis://nowhere.invalid", **settings)
+    assert not statistics().brokers

@@ -465,7 +465,7 @@ def test_debug_logs_steps_without_values(world: World, caplog: pytest.LogCapture
     with caplog.at_level("DEBUG", logger="sandai.op.client"):
         with world.client(debug=True, timeout=WAIT) as client:
             client.sync([], {"secret": "canary"})
-        assert "queued 1 of 1" in caplog.text
+        assert "queued in normal." in caplog.text
         assert "canary" not in caplog.text
         caplog.clear()
         with world.client(timeout=WAIT) as client:

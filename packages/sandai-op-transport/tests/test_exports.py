@@ -8,16 +8,17 @@ import sandai.op.transport as transport
 from sandai.op.transport import testing
 
 EXPORTS = """
-    Attempts Backend BackendKey BackendStatistics BatchSubmission Broker BrokerKey BrokerStatistics
-    Changes ClientArguments Command Config ConfiguredClient ConnectionPool DEFAULT_TIMEOUT
-    DEFAULT_URL DocumentDecoder Evidence Health HubStatistics IDLE_SECONDS Inspection Item
-    LOOK_SECONDS Limiter LimiterStatistics MESSAGES_PER_WRITE MOST_LOOKED_AT MessageFactory
-    OperatorApp Outage Outcome PENDING Posting PushPolicy PushRefused PushSession QueueDepth
-    READY_STATES Reader RedisBackend RedisBroker RedisConnection RedisConnector Rendering
-    ResultDocument Revoker SHORTEST SweepSchedule TAKEN_ONCE_SECONDS TaskBuilder TaskControls
-    TaskMessage Tended Transport TransportError TransportStatistics Waiter WaiterTable Worker YOUNG
-    client_app close_in_child inspect interrupted last_reply pending read_reply ready_responses
-    resolve statistics watch
+    Attempts Backend BackendKey BackendStatistics BatchOutcomes BatchSubmission Broker BrokerKey
+    BrokerStatistics Changes client_app ClientArguments close_in_child Command Config
+    ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL DocumentDecoder Evidence Health
+    HubStatistics IDLE_SECONDS inspect Inspection interrupted Item last_reply Limiter
+    LimiterStatistics LOOK_SECONDS MessageFactory MESSAGES_PER_WRITE MOST_LOOKED_AT Operation
+    OperatorApp Outage Outcome PENDING pending Posting PushPolicy PushRefused PushSession QueueDepth
+    read_reply Reader ready_responses READY_STATES RedisBackend RedisBroker RedisConnection
+    RedisConnector Rendering Request resolve ResultDocument Revoker Sending SHORTEST statistics
+    Steps steps_of SweepSchedule TAKEN_ONCE_SECONDS TaskBuilder TaskControls TaskMessage Telemetry
+    telemetry_of Tended Transport TransportError TransportStatistics UNOBSERVED Waiter WaiterTable
+    watch Worker YOUNG
 """
 
 

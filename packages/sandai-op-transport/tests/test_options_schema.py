@@ -232,16 +232,6 @@ def test_on() -> None:
     assert isinstance(tasks.item(messages, "", 3, ([], {"n": 1}), TaskControls()), InvalidTaskError)
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The setting without the library says what to install; without the setting all is well."""
-    monkeypatch.setitem(sys.modules, "jsonschema", None)
-    resolve("x", "v1", env={})
-    with pytest.raises(ConfigurationError, match=r"pip install 'sandai-op-client\[schema\]'"):
-        resolve("x", "v1", env={}, validate_options=True)
-    with pytest.raises(ConfigurationError, match="SANDAI_OPERATOR_VALIDATE_OPTIONS"):
-        resolve("x", "v1", env={"SANDAI_OPERATOR_VALIDATE_OPTIONS": "yes"})
-
-
 def test_the_library_is_loaded_only_on_demand() -> None:
     """Importing transport, and making a configuration, loads no jsonschema."""
     code = (

@@ -366,7 +366,7 @@ def test_forgotten_markers_go_with_the_next_write() -> None:
     """A task with an id of its own leaves a marker, until somebody forgets it."""
     broker = RedisBroker(CONFIG.broker_key)
     builder = TaskBuilder(CONFIG)
-    own = builder.task(broker.messages, "", [], {}, TaskControls(), "mine")
+    own = builder.task(broker.messages, "", [], {}, TaskControls(), task_id="mine")
     [write] = broker.plan(rendered(broker, own).items).writes()
     assert write.commands[0][0] == "EVAL"
     assert "sandai-op:submitted:mine" in write.commands[0]

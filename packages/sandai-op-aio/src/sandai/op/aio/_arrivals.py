@@ -56,6 +56,9 @@ class Arriving:
         else:
             inbox = self._inbox or await self._begin()
             found = await inbox.get(self._deadline)
+            if self._reader.steps is not None:
+                for document in found:
+                    self._reader.steps.arrived(document, deleted=self._delete)
         for document in found:
             self._ready += self._arrivals.accept_reply(document.task_id, document.reply)
         if not self._stopped and (not found or self._limit == 0):
@@ -67,6 +70,8 @@ class Arriving:
         self._reader.open_mailbox(self._inbox)
         for chunk in chunks(list(self._arrivals)):
             self._hub.watch(chunk, self._inbox, delete=self._delete)
+            if self._reader.steps is not None:
+                self._reader.steps.watching(chunk, self._limit)
             await self._breath()
         return self._inbox
 

@@ -12,7 +12,16 @@ from sandai.op.models import (
     batch,
     protocol,
 )
-from sandai.op.transport import Config, Evidence, ResultDocument, Revoker, TaskControls
+from sandai.op.transport import (
+    UNOBSERVED,
+    BatchOutcomes,
+    Config,
+    Evidence,
+    ResultDocument,
+    Revoker,
+    TaskControls,
+    Telemetry,
+)
 
 from ._handle import AsyncSubmittedTask, AsyncTaskHandle
 from ._results import ResultReader
@@ -30,6 +39,7 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
     _revoker: Revoker
+    _telemetry: Telemetry | None
 
     async def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
         raise NotImplementedError
@@ -98,13 +108,14 @@ class BatchCalls:
             controls = await self._learn_options(controls, self._results.deadline(timeout))
         submissions: list[AsyncSubmittedTask] = []
         breath = Breath()
-        for index, queued in enumerate(await self._submitted(tasks, controls)):
+        outcomes = await self._submitted(tasks, controls)
+        link = outcomes.link
+        for index, queued in enumerate(outcomes):
             if isinstance(queued, OperatorError):
-                submissions.append(AsyncSubmittedTask(index, error=queued))
+                submissions.append(AsyncSubmittedTask(index, error=queued, link=link))
             else:
-                submissions.append(
-                    AsyncSubmittedTask(index, AsyncTaskHandle(queued, self._results))
-                )
+                handle = AsyncTaskHandle(queued, self._results)
+                submissions.append(AsyncSubmittedTask(index, handle, link=link))
             if breath.due:
                 await breath()
         return submissions
@@ -123,6 +134,7 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         reducer, breath = batch.BatchReducer(), Breath()
+        links: dict[int, object] = {}  # many share one
         given: Iterable[object] = submissions
         for number, submission in enumerate(given):
             if not isinstance(submission, AsyncSubmittedTask):
@@ -130,9 +142,15 @@ class BatchCalls:
                 reason = f"what batch_submit() returned was expected, not {kind}"
                 raise InvalidTaskError(f"submissions[{number}]", reason)
             reducer.expect(submission.index, submission.task_id, submission.error)
+            if submission.link is not None:
+                links[id(submission.link)] = submission.link
             if breath.due:
                 await breath()
-        return await self._results_of(reducer, timeout, deadline)
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.collection(links.values(), len(reducer))
+        ):
+            return await self._results_of(reducer, timeout, deadline)
 
     async def batch_sync_detailed(
         self,
@@ -153,13 +171,19 @@ class BatchCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = await self._learn_options(controls, deadline)
-        reducer, breath = batch.BatchReducer(), Breath()
-        for index, queued in enumerate(await self._submitted(tasks, controls)):
-            reducer.expect_queued(index, queued)
-            if breath.due:
-                await breath()
-        queue = self._submitter.queue(controls)
-        return await self._results_of(reducer, timeout, deadline, queue)
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.request("batch_sync", priority)
+        ) as observed:
+            reducer, breath = batch.BatchReducer(), Breath()
+            for index, queued in enumerate(await self._submitted(tasks, controls)):
+                reducer.expect_queued(index, queued)
+                if breath.due:
+                    await breath()
+            if observed is not None:
+                observed.note("messaging.batch.message_count", len(reducer))
+            queue = self._submitter.queue(controls)
+            return await self._results_of(reducer, timeout, deadline, queue)
 
     async def batch_async(
         self,
@@ -199,12 +223,12 @@ class BatchCalls:
         )
         return [result.to_legacy_tuple() for result in results]
 
-    async def _submitted(self, tasks: Tasks, controls: TaskControls) -> list[str | OperatorError]:
-        batch = self._submitter.batch(tasks, controls)
+    async def _submitted(self, tasks: Tasks, controls: TaskControls) -> BatchOutcomes:
+        unsure: list[str] = []
         try:
-            return await self._submitter.submit(batch)
+            return await self._submitter.tasks(tasks, controls, unsure=unsure)
         except asyncio.CancelledError:
-            self._revoker.give_up(batch.ids)
+            self._revoker.give_up(unsure)
             raise
 
     async def _results_of(
@@ -235,7 +259,7 @@ class BatchCalls:
             raise
         if limit:  # a look gives nothing up
             self._revoker.give_up(reducer)
-        make = partial(evidence.error, queue=queue)
+        make = partial(self._results.too_late, evidence, queue=queue)
         while reducer:
             reducer.expire(limit, self._results.failure, most=_EXPIRED, make=make)
             await breath()

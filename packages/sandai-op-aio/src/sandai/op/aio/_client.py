@@ -12,39 +12,34 @@ from typing import Any, Unpack
 from celery import Celery
 
 from sandai.op.models import (
-    ClientClosedError,
-    ClientPoolTimeoutError,
-    HealthCheckResult,
     LegacyTaskResult,
-    OperatorError,
+    Priority,
     TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
-    BackendStatistics,
-    BrokerStatistics,
+    UNOBSERVED,
     ClientArguments,
     ConfiguredClient,
-    Inspection,
     ResultDocument,
     TaskControls,
     TaskMessage,
     Transport,
-    TransportError,
-    inspect,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
 from ._handle import AsyncTaskHandle
+from ._health import HealthCalls
 from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
 from ._streams import StreamCalls
 from ._submitter import Artifacts, Options, Submitter
 from ._turns import call_on
-from ._workers import in_own_thread
 
 logger = logging.getLogger("sandai.op.aio")
 
@@ -52,7 +47,7 @@ logger = logging.getLogger("sandai.op.aio")
 _DRAINING = 1.0
 
 
-class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
+class AsyncOperatorClient(BatchCalls, StreamCalls, HealthCalls, ConfiguredClient):
     """
     Hand tasks to one operator and wait for its answers, on any event loop.
 
@@ -126,13 +121,18 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config)
         self._transport = Transport(self.config)
-        self._results = ResultReader(self.config, self._transport)
+        self._results = ResultReader(self.config, self._transport, self._steps)
         self._revoker = self._results.revoker
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._results.app.child)
+        self._submitter = Submitter(
+            self.config, self._transport, self._results.app.child, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -168,12 +168,14 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = await self._learn_options(controls, self._results.deadline(timeout))
-        message = self._submitter.task(input_artifacts, options, controls)
-        try:
-            return AsyncTaskHandle(await self._submitter.send(message), self._results)
-        except asyncio.CancelledError:
-            self._revoker.give_up([message.task_id])
-            raise
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            try:
+                return AsyncTaskHandle(await self._submitter.send(message), self._results)
+            except asyncio.CancelledError:
+                self._revoker.give_up([message.task_id])
+                raise
 
     async def sync(
         self,
@@ -199,17 +201,19 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = await self._learn_options(controls, deadline)
-        message = self._submitter.task(input_artifacts, options, controls)
-        task_id = message.task_id
-        waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
-        # While a hundred thousand wait, their messages are not kept.
-        del message, input_artifacts, options, controls
-        try:
-            document = await waiting
-        except (TaskTimeoutError, asyncio.CancelledError) as error:
-            self._gave_up(task_id, error)
-            raise
-        return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            task_id = message.task_id
+            waiting = self._wait(task_id, timeout, deadline, queue=message.queue, submit=message)
+            # While a hundred thousand wait, their messages are not kept.
+            del message, input_artifacts, options, controls
+            try:
+                document = await waiting
+            except (TaskTimeoutError, asyncio.CancelledError) as error:
+                self._gave_up(task_id, error)
+                raise
+            return protocol.decode_reply(task_id, document.reply()).to_legacy_tuple()
 
     async def desc(self) -> dict[str, Any]:
         """
@@ -220,64 +224,6 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._results.check_open()
         fetch = partial(self._fetch_description, None, self._results.deadline(None))
         return await self._description.get(fetch)
-
-    # Health.
-
-    async def ping(self, timeout: float = 10) -> bool:
-        """
-        Return whether a task could be submitted within *timeout* seconds.
-
-        Waits for no worker, and leaves nothing in queue or backend.
-        """
-        self._results.check_open()
-        try:
-            await self._submitter.ping(timeout)
-        except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
-            return False
-        return True
-
-    async def probe(self, timeout: float = 10) -> HealthCheckResult:
-        """
-        Send a probe task and wait *timeout* seconds for its answer.
-
-        Never raises for an unhealthy operator: the result says how far it came.
-        """
-        self._results.check_open()
-        deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
-        task_id = message.task_id
-        try:
-            await self._submitter.send(message)
-        except OperatorError as error:
-            return HealthCheckResult(
-                False, False, False, getattr(error, "task_id", None), str(error)
-            )
-        try:
-            reply = (await self._wait(task_id, timeout, deadline, queue=message.queue)).reply()
-        except ClientClosedError:
-            raise
-        except OperatorError as error:
-            return HealthCheckResult(True, False, False, task_id, str(error))
-        response_ok, fault = protocol.probe_verdict(task_id, reply)
-        return HealthCheckResult(True, True, response_ok, task_id, fault)
-
-    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
-        """Return what this client's broker and backend look like now."""
-        self._results.check_open()
-        return self._transport.broker.statistics(), self._transport.backend.statistics()
-
-    async def inspect(self, timeout: float = 2.0) -> Inspection:
-        """
-        Return what there is to see: queues, workers, budgets, waits, outages.
-
-        Asks broker, workers and backend for *timeout* seconds at most; takes about a
-        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
-        for a server: the part that failed says why.
-        """
-        self._results.check_open()
-        call = partial(inspect, self.config, self._transport, self._results.app.get, timeout)
-        return await in_own_thread(call, "sandai-op-inspect")
 
     # Its life.
 
@@ -354,9 +300,7 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             queue=queue,
         )
         del submit
-        document = await waiting
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
+        return await waiting
 
     def _gave_up(self, task_id: str, error: BaseException) -> None:
         # A timeout of 0 was a look, which gives nothing up.
@@ -377,18 +321,17 @@ class AsyncOperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         )
 
     async def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
-        message = self._submitter.description()
-        task_id = await self._submitter.send(message)
-        try:
-            reply = (await self._wait(task_id, limit, deadline, queue=message.queue)).reply()
-        except (TaskTimeoutError, asyncio.CancelledError) as error:
-            self._gave_up(task_id, error)
-            raise
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            message = self._submitter.description(observed)
+            task_id = await self._submitter.send(message)
+            try:
+                reply = (await self._wait(task_id, limit, deadline, queue=message.queue)).reply()
+            except (TaskTimeoutError, asyncio.CancelledError) as error:
+                self._gave_up(task_id, error)
+                raise
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_async_client(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from ._results import ResultReader
@@ -84,11 +84,18 @@ class AsyncSubmittedTask:
     index: int
     handle: AsyncTaskHandle | None = None
     error: Exception | None = None
+    #: The span that it was submitted in, for links; ``None`` without one.
+    _link: object = field(default=None, eq=False, repr=False)
 
     @property
     def submitted(self) -> bool:
         """Whether the task is in its queue for certain."""
         return self.handle is not None and self.error is None
+
+    @property
+    def link(self) -> object:
+        """What a span of OpenTelemetry is linked by to the one that it was submitted in."""
+        return self._link
 
     @property
     def task_id(self) -> str | None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from weakref import ref
 
@@ -149,7 +150,8 @@ class LoopHub:
     def _ensure_running(self) -> None:
         if self._task is None and len(self._table) and not self._closing:
             self._task = spawn(self._run(), "results")
-            self._task.add_done_callback(self._ended)
+            # In nobody's context: it would be kept for as long as the task lives.
+            self._task.add_done_callback(self._ended, context=Context())
             watch(self)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
@@ -225,6 +227,8 @@ class LoopHub:
             self._outage.worked()
             self._sweeps += 1
             self._schedule.looked(piece, found, time.monotonic())
+            for document in found:
+                document.how = "found by a sweep"
             for start in range(0, len(found), _TOLD):
                 self._swept += await self._tell(found[start : start + _TOLD])
         self._schedule.took(time.monotonic() - began)
@@ -235,6 +239,7 @@ class LoopHub:
         self._outage.worked()
         for document in documents:
             if pushed:
+                document.how = "pushed"
                 self._schedule.pushed(document.task_id)
             self._pushed += self._settle(document)
 

@@ -21,6 +21,7 @@ from sandai.op.transport import (
     Evidence,
     ResultDocument,
     Revoker,
+    Steps,
     TaskBuilder,
     Transport,
     TransportError,
@@ -51,11 +52,14 @@ _DELETING = 0.5
 class ResultReader:
     """One client's waits and looks, on the hubs of the loops that it is used on."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    def __init__(self, config: Config, transport: Transport, steps: Steps | None = None) -> None:
         self._config = config
+        self.steps = steps
         self._transport = transport
         self.app = ClientApp(config, transport, self.check_open)
-        self.revoker = Revoker(self.app.get, given_up=config.cancel_on_timeout, logger=logger)
+        self.revoker = Revoker(
+            self.app.get, given_up=config.cancel_on_timeout, logger=logger, steps=steps
+        )
         self._builder = TaskBuilder(config)
         self._hubs: PerLoop[Backend, LoopHub] = PerLoop(hub_of)
         # No lock: adding, discarding and copying are atomic, and several loops do it.
@@ -119,6 +123,8 @@ class ResultReader:
             try:
                 hub, own, take_back = self._hub_on(loop), (task_id,), None
                 hub.watch(own, mailbox, delete=delete)
+                if self.steps is not None:
+                    self.steps.watching(own, timeout)
                 try:
                     if submit is not None:
                         mailbox.unsettled = True
@@ -142,6 +148,8 @@ class ResultReader:
             finally:
                 self._mailboxes.discard(mailbox)
         if found:
+            if self.steps is not None and timeout != 0:
+                self.steps.arrived(found[0], deleted=delete)
             return found[0]
         raise self.too_late(
             await self.evidence([task_id]) if timeout != 0 else Evidence(), task_id, timeout, queue
@@ -153,6 +161,8 @@ class ResultReader:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
         # Made here: a frame that raises what it holds is kept, until the collector comes.
         error = evidence.error(task_id, timeout, queue)
+        if self.steps is not None:
+            self.steps.timed_out(error)
         error.__cause__ = self.failure
         return error
 
@@ -199,10 +209,14 @@ class ResultReader:
             try:
                 for chunk in chunks(list(open_ids)):
                     hub.watch(chunk, mailbox, delete=delete)
+                    if self.steps is not None:
+                        self.steps.watching(chunk, timeout)
                     await breath()
                 while open_ids and (found := await mailbox.get(deadline)):
                     for document in found:
                         open_ids.pop(document.task_id, None)
+                        if self.steps is not None:
+                            self.steps.arrived(document, deleted=delete)
                         accept(document)
                         if breath.due:
                             await breath()
@@ -214,6 +228,8 @@ class ResultReader:
             while late:
                 for document in await mailbox.get(math.inf):
                     late.discard(document.task_id)
+                    if self.steps is not None:
+                        self.steps.arrived(document, deleted=delete)
                     accept(document)
         finally:
             self._mailboxes.discard(mailbox)
@@ -237,6 +253,8 @@ class ResultReader:
         documents: list[ResultDocument] = []
         for chunk in chunks(task_ids):
             documents += await self._guarded(looks.look(chunk, patience=patience))
+        if self.steps is not None:
+            self.steps.looked(documents)
         return documents
 
     async def forget(self, task_ids: Sequence[str]) -> None:
@@ -247,6 +265,8 @@ class ResultReader:
         looks, patience = self.hub.looks, self._config.pool_acquire_timeout
         for chunk in chunks(task_ids):
             await self._guarded(looks.delete(chunk, patience=patience))
+        if self.steps is not None:
+            self.steps.deleted(task_ids)
 
     async def revoke(self, task_ids: Iterable[object], *, terminate: bool, signal: str) -> None:
         """

@@ -82,6 +82,8 @@ class Streaming:
                 raise self._end()
             for document in await inbox.get(window.wake_at(more=False)):
                 window.accept_reply(document.task_id, document.reply)
+                if self._reader.steps is not None:
+                    self._reader.steps.arrived(document, deleted=self._delete)
 
     def _begin(self) -> Inbox:
         self._hub = self._reader.hub
@@ -92,9 +94,9 @@ class Streaming:
         #: Set when more may be read, and when more has been.
         self._room, self._filled = asyncio.Event(), asyncio.Event()
         self._held = self._revoker.hold()
-        # The input is the application's: it runs in its context.
+        # The input is the application's: it runs in its context, and not in a submission's span.
         context = copy_context()
-        self._submitting = spawn(self._submit_on(), "map", context)
+        self._submitting = spawn(self._submit_on(), "map", context.copy())
         self._submitting.add_done_callback(partial(_submitted, self._inbox))
         self._tasks = [spawn(self._read_on(), "map-input", context), self._submitting]
         return self._inbox
@@ -178,17 +180,16 @@ class Streaming:
                 continue
             tasks, self._read = self._read[: stream.MOST], self._read[stream.MOST :]
             deadline = self._reader.deadline(self._controls.timeout)
-            batch = self._submitter.batch(tasks, self._controls, first=window.added)
+            queued = await self._submitter.tasks(
+                tasks, self._controls, first=window.added, unsure=self._unsure
+            )
             del tasks
-            try:
-                await self._submitter.submit(batch)
-            except BaseException:
-                self._unsure = batch.ids
-                raise
-            ids = window.add(batch.outcomes, deadline, time.monotonic())
-            del batch
+            ids = window.add(queued, deadline, time.monotonic())
+            del queued
             if ids and self._hub and self._inbox:
                 self._hub.watch(ids, self._inbox, delete=self._delete)
+                if self._reader.steps is not None:
+                    self._reader.steps.watching(ids, self._limit)
             if self._inbox:
                 self._inbox.poke()
             self._room.set()

@@ -1,7 +1,6 @@
 """One client's way into the queues, from a loop."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,16 +8,22 @@ from celery._state import get_current_worker_task
 
 from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from sandai.op.transport import (
+    UNOBSERVED,
     Attempts,
     Backend,
+    BatchOutcomes,
     BatchSubmission,
     Broker,
     Config,
     Outcome,
     RedisBackend,
+    Request,
+    Sending,
+    Steps,
     TaskBuilder,
     TaskControls,
     TaskMessage,
+    Telemetry,
     Transport,
     TransportError,
 )
@@ -26,8 +31,6 @@ from sandai.op.transport import (
 from ._hub import hub_of
 from ._sender import RedisSender, Sender, sender_of
 from ._turns import Breath, PerLoop
-
-logger = logging.getLogger("sandai.op.aio")
 
 Artifacts = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
@@ -45,33 +48,64 @@ class Submitter:
     """
 
     def __init__(
-        self, config: Config, transport: Transport, attach: Callable[[str], object]
+        self,
+        config: Config,
+        transport: Transport,
+        attach: Callable[[str], object],
+        steps: Steps | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
         self._attach = attach
+        self._steps = steps
+        self._telemetry = telemetry
         self._builder = TaskBuilder(config)
         self._senders: PerLoop[Broker, Sender] = PerLoop(sender_of)
 
-    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> TaskMessage:
+    def task(
+        self,
+        artifacts: Artifacts,
+        options: Options,
+        controls: TaskControls,
+        observed: Request | Sending | None = None,
+    ) -> TaskMessage:
         """Build a task's message, or raise why there can be none."""
         broker, reply_to = self._road()
-        return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
+        return self._builder.task(broker.messages, reply_to, artifacts, options, controls, observed)
 
-    def batch(self, tasks: Tasks, controls: TaskControls, *, first: int = 0) -> BatchSubmission:
-        """Begin with many tasks; *first* is the number of the first one."""
-        broker, reply_to = self._road()
-        return BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls, first)
+    async def tasks(
+        self,
+        tasks: Tasks,
+        controls: TaskControls,
+        *,
+        first: int = 0,
+        unsure: list[str] | None = None,
+    ) -> BatchOutcomes:
+        """
+        Queue many tasks; return each one's id, or why it was not (surely) queued.
 
-    async def submit(self, batch: BatchSubmission) -> list[str | OperatorError]:
-        """Queue many tasks; return each one's id, or why it was not (surely) queued."""
-        breath = Breath()
-        while not batch.done:
-            while batch.prepare():
-                if breath.due:
-                    await breath()
-            batch.settle(await self._send(batch.messages))
-        return batch.outcomes
+        *first* is the number of the first one. When this is interrupted, *unsure* is given
+        the ids of those that are queued, or may be by and by.
+        """
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.batch(controls.priority) as observed:
+            broker, reply_to = self._road()
+            batch = BatchSubmission(
+                self._builder, broker.messages, reply_to, tasks, controls, first, observed
+            )
+            breath = Breath()
+            try:
+                while not batch.done:
+                    while batch.prepare():
+                        if breath.due:
+                            await breath()
+                    batch.settle(await self._send(batch.messages))
+            except BaseException:
+                if unsure is not None:
+                    unsure += batch.ids
+                raise
+            return batch.outcomes
 
     @property
     def wants_schema(self) -> bool:
@@ -94,10 +128,10 @@ class Submitter:
         """Keep no account any more of whether these tasks were submitted."""
         self._transport.broker.forget(task_ids)
 
-    def probe(self, timeout: float) -> TaskMessage:
+    def probe(self, timeout: float, observed: Request | None = None) -> TaskMessage:
         """Build a probe's message."""
         broker, reply_to = self._road()
-        return self._builder.probe(broker.messages, reply_to, timeout)
+        return self._builder.probe(broker.messages, reply_to, timeout, observed=observed)
 
     async def ping(self, timeout: float) -> None:
         """Try to queue a task where the client's own go, and leave nothing behind."""
@@ -110,10 +144,10 @@ class Submitter:
             message, patience=patience if limit is None else min(limit, patience), timeout=limit
         )
 
-    def description(self) -> TaskMessage:
+    def description(self, observed: Request | None = None) -> TaskMessage:
         """Build the message that asks the operator what it is."""
         broker, reply_to = self._road()
-        return self._builder.description(broker.messages, reply_to)
+        return self._builder.description(broker.messages, reply_to, observed)
 
     async def send(self, message: TaskMessage) -> str:
         """Queue one message and return its id, or raise why it was not queued."""
@@ -145,6 +179,9 @@ class Submitter:
             told(None)
             return _nothing
 
+        if self._steps is not None:
+            self._steps.handing_in([message])
+
         def settled(outcome: Outcome) -> None:
             self._note([message], [outcome])
             told(None if outcome is None else self._builder.failure(message, outcome))
@@ -154,6 +191,8 @@ class Submitter:
     async def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
+        if self._steps is not None:
+            self._steps.handing_in(messages)
         attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
         pause = attempts.settle(await self._send_once(attempts.messages))
         while pause is not None:
@@ -172,13 +211,14 @@ class Submitter:
 
     def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
+            if message.sending is not None:
+                message.sending.settle(outcome)
             if outcome is None and message.parent_id is not None:
                 task = get_current_worker_task()
                 if task is not None:
                     task.add_trail(self._attach(message.task_id))
-        if self._config.debug:
-            queued = outcomes.count(None)
-            logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
+        if self._steps is not None:
+            self._steps.queued(messages, outcomes)
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to

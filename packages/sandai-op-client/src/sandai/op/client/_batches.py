@@ -10,7 +10,7 @@ from sandai.op.models import (
     OperatorError,
     batch,
 )
-from sandai.op.transport import Config, Evidence, Revoker, TaskControls
+from sandai.op.transport import UNOBSERVED, Config, Evidence, Revoker, TaskControls, Telemetry
 
 from ._handle import OperatorAsyncResult, SubmittedTask
 from ._results import ResultReader
@@ -24,6 +24,7 @@ class BatchCalls:
     _submitter: Submitter
     _results: ResultReader
     _revoker: Revoker
+    _telemetry: Telemetry | None
 
     def _learn_options(self, controls: TaskControls, deadline: float) -> TaskControls:
         raise NotImplementedError
@@ -91,11 +92,12 @@ class BatchCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, self._results.deadline(timeout))
+        outcomes = self._submitter.tasks(tasks, controls)
         return [
-            SubmittedTask(index, error=queued)
+            SubmittedTask(index, error=queued, link=outcomes.link)
             if isinstance(queued, OperatorError)
-            else SubmittedTask(index, self._results.handle(queued))
-            for index, queued in enumerate(self._submitter.tasks(tasks, controls))
+            else SubmittedTask(index, self._results.handle(queued), link=outcomes.link)
+            for index, queued in enumerate(outcomes)
         ]
 
     def batch_collect(
@@ -112,6 +114,7 @@ class BatchCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         reducer = batch.BatchReducer()
+        links: dict[int, object] = {}  # many share one
         given: Iterable[object] = submissions
         for number, submission in enumerate(given):
             if not isinstance(submission, SubmittedTask):
@@ -119,7 +122,13 @@ class BatchCalls:
                 reason = f"what batch_submit() returned was expected, not {kind}"
                 raise InvalidTaskError(f"submissions[{number}]", reason)
             reducer.expect(submission.index, submission.task_id, submission.error)
-        return self._results_of(reducer, timeout, deadline)
+            if submission.link is not None:
+                links[id(submission.link)] = submission.link
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.collection(links.values(), len(reducer))
+        ):
+            return self._results_of(reducer, timeout, deadline)
 
     def batch_sync_detailed(
         self,
@@ -140,11 +149,18 @@ class BatchCalls:
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, deadline)
-        # Without handles: nobody sees them, and each costs as much as the task itself.
-        reducer = batch.BatchReducer()
-        for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
-            reducer.expect_queued(index, queued)
-        return self._results_of(reducer, timeout, deadline, queue=self._submitter.queue(controls))
+        telemetry = self._telemetry
+        with (
+            UNOBSERVED if telemetry is None else telemetry.request("batch_sync", priority)
+        ) as observed:
+            # Without handles: nobody sees them, and each costs as much as the task itself.
+            reducer = batch.BatchReducer()
+            for index, queued in enumerate(self._submitter.tasks(tasks, controls)):
+                reducer.expect_queued(index, queued)
+            if observed is not None:
+                observed.note("messaging.batch.message_count", len(reducer))
+            queue = self._submitter.queue(controls)
+            return self._results_of(reducer, timeout, deadline, queue)
 
     def batch_async(
         self,
@@ -199,7 +215,7 @@ class BatchCalls:
             evidence = self._results.evidence(list(reducer)) if limit else Evidence()
             if limit:  # a look gives nothing up
                 self._revoker.give_up(reducer)
-            make = partial(evidence.error, queue=queue)
+            make = partial(self._results.too_late, evidence, queue=queue)
             reducer.expire(limit, self._results.failure, make=make)
         return reducer.results()
 

@@ -34,7 +34,8 @@ class Callback:
             self._function(document)
         except BaseException:
             # Even SystemExit: the thread is the hub's, the others wait on it.
-            logger.exception("a callback for task %s failed", self.task_id)
+            about = {"task_id": self.task_id}
+            logger.exception("a callback for task %s failed", self.task_id, extra=about)
 
 
 class Callbacks:

@@ -12,33 +12,29 @@ from typing import Any, Unpack
 from celery import Celery
 
 from sandai.op.models import (
-    ClientClosedError,
-    ClientPoolTimeoutError,
-    HealthCheckResult,
     LegacyTaskResult,
-    OperatorError,
+    Priority,
     TaskTimeoutError,
     protocol,
 )
 from sandai.op.transport import (
     DEFAULT_TIMEOUT,
-    BackendStatistics,
-    BrokerStatistics,
+    UNOBSERVED,
     ClientArguments,
     ConfiguredClient,
-    Inspection,
     ResultDocument,
     Revoker,
     TaskControls,
     TaskMessage,
     Transport,
-    TransportError,
-    inspect,
     resolve,
+    steps_of,
+    telemetry_of,
 )
 
 from ._batches import BatchCalls
 from ._handle import OperatorAsyncResult
+from ._health import HealthCalls
 from ._options import learn_options
 from ._results import ResultReader
 from ._shared_fetch import SharedFetch
@@ -51,7 +47,7 @@ logger = logging.getLogger("sandai.op.client")
 _DRAINING = 1.0
 
 
-class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
+class OperatorClient(BatchCalls, StreamCalls, HealthCalls, ConfiguredClient):
     """
     Hand tasks to one operator and wait for its answers, from any thread.
 
@@ -125,15 +121,23 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             tracing=tracing,
             metrics=metrics,
         )
+        self._steps = steps_of(self.config, logger)
+        self._telemetry = telemetry_of(self.config)
         self._transport = Transport(self.config)
-        self._results = results = ResultReader(self.config, self._transport)
+        self._results = results = ResultReader(self.config, self._transport, self._steps)
         self._revoker = Revoker(
-            lambda: results.app, given_up=self.config.cancel_on_timeout, logger=logger
+            lambda: results.app,
+            given_up=self.config.cancel_on_timeout,
+            logger=logger,
+            steps=self._steps,
         )
         self._closed = False
-        self._submitter = Submitter(self.config, self._transport, self._results.handle)
+        self._submitter = Submitter(
+            self.config, self._transport, self._results.handle, self._steps, self._telemetry
+        )
         self._description: SharedFetch[dict[str, Any]] = SharedFetch()
-        self._debug("configured: %s", self.config)
+        if self._steps is not None:
+            self._steps.configured(self.config)
 
     @property
     def celery_app(self) -> Celery:
@@ -164,8 +168,10 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, self._results.deadline(timeout))
-        message = self._submitter.task(input_artifacts, options, controls)
-        return self._results.handle(self._submitter.send(message))
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.submission(priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            return self._results.handle(self._submitter.send(message))
 
     def sync(
         self,
@@ -191,15 +197,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         controls = TaskControls(priority, timeout, cancel_key, persistent_output)
         if self._submitter.wants_schema:
             controls = self._learn_options(controls, deadline)
-        message = self._submitter.task(input_artifacts, options, controls)
-        try:
-            document = self._wait(
-                message.task_id, timeout, deadline, queue=message.queue, submit=message
-            )
-        except TaskTimeoutError as error:
-            self._gave_up(error)
-            raise
-        return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.request("sync", priority) as observed:
+            message = self._submitter.task(input_artifacts, options, controls, observed)
+            try:
+                document = self._wait(
+                    message.task_id, timeout, deadline, queue=message.queue, submit=message
+                )
+            except TaskTimeoutError as error:
+                self._gave_up(error)
+                raise
+            return protocol.decode_reply(message.task_id, document.reply()).to_legacy_tuple()
 
     @property
     def desc(self) -> dict[str, Any]:
@@ -211,63 +219,6 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         self._results.check_open()
         fetch = partial(self._fetch_description, None, self._results.deadline(None))
         return self._description.get(fetch)
-
-    # Health.
-
-    def ping(self, timeout: float = 10) -> bool:
-        """
-        Return whether a task could be submitted within *timeout* seconds.
-
-        Waits for no worker, and leaves nothing in queue or backend.
-        """
-        self._results.check_open()
-        try:
-            self._submitter.ping(timeout)
-        except (TransportError, ClientPoolTimeoutError) as error:
-            self._debug("ping failed: %s", str(error))
-            return False
-        return True
-
-    def probe(self, timeout: float = 10) -> HealthCheckResult:
-        """
-        Send a probe task and wait *timeout* seconds for its answer.
-
-        Never raises for an unhealthy operator: the result says how far it came.
-        """
-        self._results.check_open()
-        deadline = self._results.deadline(timeout)
-        message = self._submitter.probe(timeout)
-        task_id = message.task_id
-        try:
-            self._submitter.send(message)
-        except OperatorError as error:
-            return HealthCheckResult(
-                False, False, False, getattr(error, "task_id", None), str(error)
-            )
-        try:
-            reply = self._wait(task_id, timeout, deadline, queue=message.queue).reply()
-        except ClientClosedError:
-            raise
-        except OperatorError as error:
-            return HealthCheckResult(True, False, False, task_id, str(error))
-        response_ok, fault = protocol.probe_verdict(task_id, reply)
-        return HealthCheckResult(True, True, response_ok, task_id, fault)
-
-    def statistics(self) -> tuple[BrokerStatistics, BackendStatistics]:
-        """Return what this client's broker and backend look like now."""
-        self._results.check_open()
-        return self._transport.broker.statistics(), self._transport.backend.statistics()
-
-    def inspect(self, timeout: float = 2.0) -> Inspection:
-        """
-        Return what there is to see: queues, workers, budgets, waits, outages.
-
-        Asks broker, workers and backend for *timeout* seconds at most; takes about a
-        second. Raises :class:`ConfigurationError` for a timeout that is none, and never
-        for a server: the part that failed says why.
-        """
-        self._results.check_open()
-        return inspect(self.config, self._transport, lambda: self.celery_app, timeout)
 
     # Its life.
 
@@ -324,7 +275,7 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         if submit is not None and limit == 0:
             self._submitter.send(submit)
             submit = None
-        document = self._results.wait(
+        return self._results.wait(
             task_id,
             limit,
             delete=self.config.auto_forget_result,
@@ -332,8 +283,6 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
             submit=None if submit is None else partial(self._submitter.begin, submit),
             queue=queue,
         )
-        self._debug("task %s ended: %s", task_id, document.state)
-        return document
 
     def _drain(self) -> None:
         drained = self._revoker.drain()
@@ -349,18 +298,17 @@ class OperatorClient(BatchCalls, StreamCalls, ConfiguredClient):
         )
 
     def _fetch_description(self, limit: float | None, deadline: float) -> dict[str, Any]:
-        message = self._submitter.description()
-        task_id = self._submitter.send(message)
-        try:
-            reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
-        except TaskTimeoutError as error:
-            self._gave_up(error)
-            raise
-        return protocol.decode_description(task_id, reply).to_dict()
-
-    def _debug(self, text: str, *values: object) -> None:
-        if self.config.debug:
-            logger.debug(text, *values)
+        telemetry = self._telemetry
+        asked = Priority.HIGH
+        with UNOBSERVED if telemetry is None else telemetry.request("desc", asked) as observed:
+            message = self._submitter.description(observed)
+            task_id = self._submitter.send(message)
+            try:
+                reply = self._wait(task_id, limit, deadline, queue=message.queue).reply()
+            except TaskTimeoutError as error:
+                self._gave_up(error)
+                raise
+            return protocol.decode_description(task_id, reply).to_dict()
 
 
 def create_client(

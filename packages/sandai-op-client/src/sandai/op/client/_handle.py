@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 from celery import Celery
 from celery.backends.base import BaseBackend
 from celery.result import AsyncResult, result_from_tuple
@@ -78,6 +78,11 @@ class BoundedBackend(BaseBackend):  # type: ignore[misc]  # Celery is untyped
             self._reader.watch(result.id, tell, keeper=result if weak else None)
         return result
 
+    def revoked(self, task_id: str, *, terminate: bool) -> None:
+        """Say so in the log, where that is asked for."""
+        if self._reader.steps is not None:
+            self._reader.steps.revoked([task_id], terminate=terminate)
+
     def __reduce__(self) -> Any:
         raise TypeError("a handle belongs to its client: keep its task_id, and attach() to it")
 
@@ -138,7 +143,9 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
         waited for, *timeout* seconds (1). Raises :class:`OperatorConnectionError` and
         :class:`ClientPoolTimeoutError`.
         """
-        return super().revoke(connection, terminate, signal, wait, timeout)
+        answers = super().revoke(connection, terminate, signal, wait, timeout)
+        self.backend.revoked(self.task_id, terminate=terminate)
+        return answers
 
     def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:
         """
@@ -177,11 +184,18 @@ class SubmittedTask:
     index: int
     async_result: OperatorAsyncResult | None = None
     error: Exception | None = None
+    #: The span that it was submitted in, for links; ``None`` without one.
+    _link: object = field(default=None, eq=False, repr=False)
 
     @property
     def submitted(self) -> bool:
         """Whether the task is in its queue for certain."""
         return self.async_result is not None and self.error is None
+
+    @property
+    def link(self) -> object:
+        """What a span of OpenTelemetry is linked by to the one that it was submitted in."""
+        return self._link
 
     @property
     def task_id(self) -> str | None:

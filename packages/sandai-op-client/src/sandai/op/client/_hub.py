@@ -239,6 +239,8 @@ class ResultHub:
             self._outage.worked()
             self._sweeps += 1
             self._schedule.looked(piece, found, time.monotonic())
+            for document in found:
+                document.how = "found by a sweep"
             self._swept += self._tell(found)
         self._schedule.took(time.monotonic() - began)
 
@@ -254,7 +256,8 @@ class ResultHub:
                     try:
                         waiter.deliver(document)
                     except Exception:
-                        logger.exception("telling of task %s failed", document.task_id)
+                        about = {"task_id": document.task_id}
+                        logger.exception("telling of task %s failed", document.task_id, extra=about)
         return sum(bool(waiters) for _, waiters in told)
 
     def _apply_changes(self) -> None:

@@ -151,6 +151,7 @@ class PushLine:
                 documents += found
                 if pushed:
                     for document in found:
+                        document.how = "pushed"
                         on_pushed(document.task_id)
         except (RedisError, OSError) as error:
             if isinstance(error, TransportError):

@@ -3,13 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager
 
 from celery import Celery
 
 from sandai.op.models import (
-    ClientClosedError,
     OperatorConnectionError,
     OperatorError,
     TaskTimeoutError,
@@ -19,25 +17,21 @@ from sandai.op.transport import (
     Config,
     Evidence,
     ResultDocument,
+    Steps,
     TaskBuilder,
     Transport,
     TransportError,
     client_app,
-    pending,
 )
 
 from ._callbacks import Callbacks
 from ._explainer import Explainer
 from ._handle import BoundedBackend, OperatorAsyncResult
 from ._hub import ResultHub
+from ._looks import ResultLooks
 from ._mailbox import Mailbox, deadline_after
 from ._shared_fetch import SharedFetch
 from ._submitter import Submission
-
-R = TypeVar("R")
-
-
-_LOOK_KEYS = 1000
 
 
 class _AllThreads:
@@ -47,12 +41,11 @@ class _AllThreads:
 _ALL_THREADS = _AllThreads()
 
 
-class ResultReader:
+class ResultReader(ResultLooks):
     """One client's waits and looks, on the hub that it shares."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
-        self._config = config
-        self._transport = transport
+    def __init__(self, config: Config, transport: Transport, steps: Steps | None = None) -> None:
+        super().__init__(config, transport, steps)
         self._builder = TaskBuilder(config)
         self._app: SharedFetch[Celery] = SharedFetch()
         # No lock: adding, discarding and copying are atomic, and a lock might
@@ -60,7 +53,6 @@ class ResultReader:
         self._mailboxes: set[Mailbox] = set()
         self._callbacks = Callbacks()
         self._explainer = Explainer(config, transport)
-        self._closed = False
 
     @property
     def app(self) -> Celery:
@@ -129,7 +121,7 @@ class ResultReader:
         look what :meth:`look` raises.
         """
         if timeout == 0:
-            for document in self._look_once([task_id], delete=delete):
+            for document in self.look_once([task_id], delete=delete):
                 return document
             raise self.too_late(Evidence(), task_id, timeout)
         own = (protocol.check_task_id(task_id),)
@@ -139,6 +131,8 @@ class ResultReader:
             submission = None
             try:
                 hub.watch(own, mailbox, delete=delete)
+                if self.steps is not None:
+                    self.steps.watching(own, timeout)
                 if submit is not None:
                     submission = submit(mailbox.poke)
                 found = _result(mailbox, deadline, submission)
@@ -157,6 +151,8 @@ class ResultReader:
                 found = _taken(mailbox)  # see wait_many()
         if found is None:
             raise self.late(task_id, timeout, queue)
+        if self.steps is not None:
+            self.steps.arrived(found, deleted=delete)
         return found
 
     def late(
@@ -180,6 +176,8 @@ class ResultReader:
     ) -> TaskTimeoutError:
         """Return the error of a wait that ran out; its cause is the backend's failure."""
         error = evidence.error(task_id, timeout, queue)
+        if self.steps is not None:
+            self.steps.timed_out(error)
         error.__cause__ = self.failure
         return error
 
@@ -197,7 +195,7 @@ class ResultReader:
         A *deadline* (``time.monotonic()``) is that of a call that began before.
         """
         if timeout == 0:
-            yield from self._look_once(task_ids, delete=delete)
+            yield from self.look_once(task_ids, delete=delete)
             return
         if not task_ids:
             return
@@ -209,11 +207,15 @@ class ResultReader:
         with self.mailbox() as mailbox:
             try:
                 hub.watch(open_ids, mailbox, delete=delete)
+                if self.steps is not None:
+                    self.steps.watching(list(open_ids), timeout)
                 while open_ids:
                     document = mailbox.get(deadline)
                     if document is None:
                         break
                     open_ids.discard(document.task_id)
+                    if self.steps is not None:
+                        self.steps.arrived(document, deleted=delete)
                     yield document
             except GeneratorExit:
                 # Dropped, perhaps in a finalizer, inside any lock: the hub's thread sees to it.
@@ -228,6 +230,8 @@ class ResultReader:
             late = open_ids - given_up
             while late and (document := mailbox.get(math.inf)) is not None:
                 late.discard(document.task_id)
+                if self.steps is not None:
+                    self.steps.arrived(document, deleted=delete)
                 yield document
 
     def hub_to_wait_on(self) -> ResultHub:
@@ -236,35 +240,6 @@ class ResultReader:
         if hub.is_current_thread:
             raise RuntimeError("a callback of then() may not wait: it runs where results are read")
         return hub
-
-    def look(self, task_id: str) -> ResultDocument:
-        """
-        Return one task's document as it is now.
-
-        Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`
-        and :class:`ClientClosedError`.
-        """
-        found = self.look_many([task_id])
-        return found[0] if found else pending(task_id)
-
-    def look_many(self, task_ids: Sequence[str]) -> list[ResultDocument]:
-        """Return what is stored now; raises as :meth:`look` does."""
-        self.check_open()
-        for task_id in task_ids:
-            protocol.check_task_id(task_id)
-        documents: list[ResultDocument] = []
-        for start in range(0, len(task_ids), _LOOK_KEYS):
-            chunk = task_ids[start : start + _LOOK_KEYS]
-            documents += self._guarded(self._transport.backend.look, chunk) or []
-        return documents
-
-    def forget(self, task_ids: Sequence[str]) -> None:
-        """Delete results; raises as :meth:`look` does."""
-        self.check_open()
-        for task_id in task_ids:
-            protocol.check_task_id(task_id)
-        for start in range(0, len(task_ids), _LOOK_KEYS):
-            self._guarded(self._transport.backend.delete, task_ids[start : start + _LOOK_KEYS])
 
     def watch(
         self,
@@ -288,11 +263,6 @@ class ResultReader:
             self._callbacks.drop(waiter)
             raise
 
-    def check_open(self) -> None:
-        """Raise :class:`ClientClosedError` after :meth:`close`."""
-        if self._closed:
-            raise self._closed_error()
-
     def close(self) -> None:
         """End every wait of this client; callbacks are not called any more."""
         self.end_waits()
@@ -315,25 +285,6 @@ class ResultReader:
             yield mailbox
         finally:
             self._mailboxes.discard(mailbox)
-
-    def _look_once(self, task_ids: Sequence[str], *, delete: bool) -> Iterator[ResultDocument]:
-        ready = [document for document in self.look_many(task_ids) if document.ready]
-        if delete and ready:
-            # A deletion that fails must not cost the results: they expire.
-            with suppress(OperatorError):
-                self.forget([document.task_id for document in ready])
-        yield from ready
-
-    def _guarded(self, call: Callable[..., R], task_ids: Sequence[str]) -> R:
-        try:
-            return call(task_ids, acquire_timeout=self._config.pool_acquire_timeout)
-        except TransportError as error:
-            raise error.for_operator(
-                self._config.operator_name, self._config.operator_version
-            ) from error
-
-    def _closed_error(self) -> ClientClosedError:
-        return ClientClosedError(self._config.operator_name, self._config.operator_version)
 
 
 def _result(

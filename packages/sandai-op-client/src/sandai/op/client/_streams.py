@@ -219,11 +219,15 @@ class _Stream:
         ids = window.add(queued, deadline, time.monotonic())
         if ids:
             hub.watch(ids, mailbox, delete=self._delete)
+            if self._reader.steps is not None:
+                self._reader.steps.watching(ids, self._limit)
 
     def _receive(self, hub: ResultHub, mailbox: Mailbox, until: float) -> None:
         window = self._window
         for document in mailbox.get_all(until):
             window.accept_reply(document.task_id, document.reply)
+            if self._reader.steps is not None:
+                self._reader.steps.arrived(document, deleted=self._delete)
         if late := window.overdue(time.monotonic()):
             given_up = hub.unwatch(late, mailbox)
             evidence = self._reader.evidence(list(given_up)) if given_up else Evidence()

@@ -1,6 +1,5 @@
 """One client's way into the queues, from a thread."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,9 +7,11 @@ from typing import Any
 
 from celery._state import get_current_worker_task
 
-from sandai.op.models import ClientPoolTimeoutError, OperatorError
+from sandai.op.models import ClientPoolTimeoutError
 from sandai.op.transport import (
+    UNOBSERVED,
     Attempts,
+    BatchOutcomes,
     BatchSubmission,
     Broker,
     Config,
@@ -19,14 +20,16 @@ from sandai.op.transport import (
     Posting,
     RedisBackend,
     RedisBroker,
+    Request,
+    Sending,
+    Steps,
     TaskBuilder,
     TaskControls,
     TaskMessage,
+    Telemetry,
     Transport,
     TransportError,
 )
-
-logger = logging.getLogger("sandai.op.client")
 
 Artifacts = Sequence[Mapping[str, Any]]
 Options = Mapping[str, Any]
@@ -44,33 +47,48 @@ class Submitter:
     """
 
     def __init__(
-        self, config: Config, transport: Transport, attach: Callable[[str], object]
+        self,
+        config: Config,
+        transport: Transport,
+        attach: Callable[[str], object],
+        steps: Steps | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
         self._attach = attach
+        self._steps = steps
+        self._telemetry = telemetry
         self._builder = TaskBuilder(config)
 
-    def task(self, artifacts: Artifacts, options: Options, controls: TaskControls) -> TaskMessage:
+    def task(
+        self,
+        artifacts: Artifacts,
+        options: Options,
+        controls: TaskControls,
+        observed: Request | Sending | None = None,
+    ) -> TaskMessage:
         """Build a task's message, or raise why there can be none."""
         broker, reply_to = self._road()
-        return self._builder.task(broker.messages, reply_to, artifacts, options, controls)
+        return self._builder.task(broker.messages, reply_to, artifacts, options, controls, observed)
 
-    def tasks(
-        self, tasks: Tasks, controls: TaskControls, *, first: int = 0
-    ) -> list[str | OperatorError]:
+    def tasks(self, tasks: Tasks, controls: TaskControls, *, first: int = 0) -> BatchOutcomes:
         """
         Queue many tasks; return each one's id, or why it was not (surely) queued.
 
         *first* is the number of the first one.
         """
-        broker, reply_to = self._road()
-        batch = BatchSubmission(self._builder, broker.messages, reply_to, tasks, controls, first)
-        while not batch.done:
-            while batch.prepare():
-                pass
-            batch.settle(self._send(batch.messages))
-        return batch.outcomes
+        telemetry = self._telemetry
+        with UNOBSERVED if telemetry is None else telemetry.batch(controls.priority) as observed:
+            broker, reply_to = self._road()
+            batch = BatchSubmission(
+                self._builder, broker.messages, reply_to, tasks, controls, first, observed
+            )
+            while not batch.done:
+                while batch.prepare():
+                    pass
+                batch.settle(self._send(batch.messages))
+            return batch.outcomes
 
     @property
     def wants_schema(self) -> bool:
@@ -93,10 +111,10 @@ class Submitter:
         """Keep no account any more of whether these tasks were submitted."""
         self._transport.broker.forget(task_ids)
 
-    def probe(self, timeout: float) -> TaskMessage:
+    def probe(self, timeout: float, observed: Request | None = None) -> TaskMessage:
         """Build a probe's message."""
         broker, reply_to = self._road()
-        return self._builder.probe(broker.messages, reply_to, timeout)
+        return self._builder.probe(broker.messages, reply_to, timeout, observed=observed)
 
     def ping(self, timeout: float) -> None:
         """Try to queue a task where the client's own go, and leave nothing behind."""
@@ -111,10 +129,10 @@ class Submitter:
             timeout=limit,
         )
 
-    def description(self) -> TaskMessage:
+    def description(self, observed: Request | None = None) -> TaskMessage:
         """Build the message that asks the operator what it is."""
         broker, reply_to = self._road()
-        return self._builder.description(broker.messages, reply_to)
+        return self._builder.description(broker.messages, reply_to, observed)
 
     def send(self, message: TaskMessage) -> str:
         """Queue one message and return its id, or raise why it was not queued."""
@@ -143,6 +161,8 @@ class Submitter:
             and not self._config.submit_retries
         ):
             patience = self._config.pool_acquire_timeout
+            if self._steps is not None:
+                self._steps.handing_in([message])
             return broker.post(message, acquire_timeout=patience, wake=wake)
         self.send(message)
         return None
@@ -159,6 +179,8 @@ class Submitter:
     def _send(self, messages: Sequence[TaskMessage]) -> list[Outcome]:
         if not messages:
             return []
+        if self._steps is not None:
+            self._steps.handing_in(messages)
         attempts = Attempts(self._transport.broker, messages, self._config.submit_retries)
         while (pause := attempts.settle(self._send_once(attempts.messages))) is not None:
             time.sleep(pause)
@@ -176,11 +198,12 @@ class Submitter:
 
     def _note(self, messages: Sequence[TaskMessage], outcomes: list[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
+            if message.sending is not None:
+                message.sending.settle(outcome)
             if outcome is None and message.parent_id is not None:
                 get_current_worker_task().add_trail(self._attach(message.task_id))
-        if self._config.debug:
-            queued = outcomes.count(None)
-            logger.debug("queued %d of %d tasks in %s", queued, len(messages), messages[0].queue)
+        if self._steps is not None:
+            self._steps.queued(messages, outcomes)
 
     def _road(self) -> tuple[Broker, str]:
         return self._transport.broker, self._transport.backend.reply_to

@@ -71,7 +71,9 @@ class TaskRequest:
     What a client sent, as an operator sees it.
 
     ``deadline`` is Unix seconds or ``None``; ``tracing`` is the W3C carrier
-    (``traceparent``, ``tracestate``) or empty; ``extra`` keeps unknown keys.
+    (``traceparent``, ``tracestate``) or empty, from which OpenTelemetry goes on with
+    ``TraceContextTextMapPropagator().extract(request.tracing)``; ``extra`` keeps
+    unknown keys.
     """
 
     artifacts: list[Artifact] = field(factory=list)

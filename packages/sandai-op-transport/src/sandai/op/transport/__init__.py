@@ -2,7 +2,7 @@
 
 from ._app import OperatorApp, client_app
 from ._backend import Backend, BackendStatistics, Reader
-from ._batch_submission import BatchSubmission
+from ._batch_submission import BatchOutcomes, BatchSubmission
 from ._broker import Broker, BrokerStatistics, Outcome, QueueDepth
 from ._config import DEFAULT_TIMEOUT, DEFAULT_URL, BackendKey, BrokerKey, Config, resolve
 from ._documents import PENDING, READY_STATES, DocumentDecoder, ResultDocument, pending
@@ -15,6 +15,7 @@ from ._inspection import Inspection, Worker
 from ._janitor import Tended, watch
 from ._limiter import Limiter, LimiterStatistics
 from ._message import MessageFactory, TaskMessage
+from ._operations import Operation, Request, Sending
 from ._outage import Outage
 from ._pool import IDLE_SECONDS, ConnectionPool
 from ._push import Health, PushRefused, PushSession, ready_responses
@@ -27,9 +28,11 @@ from ._redis_push import MESSAGES_PER_WRITE, TAKEN_ONCE_SECONDS, Item, Rendering
 from ._registry import Transport, TransportStatistics, statistics
 from ._revoking import Revoker
 from ._settings import ClientArguments, ConfiguredClient
+from ._steps import Steps, steps_of
 from ._submission import TaskBuilder, TaskControls
 from ._submit_retries import Attempts
 from ._sweeping import SHORTEST, YOUNG, SweepSchedule
+from ._telemetry import UNOBSERVED, Telemetry, telemetry_of
 from ._waiters import Changes, Waiter, WaiterTable
 
 __all__ = [
@@ -43,11 +46,13 @@ __all__ = [
     "READY_STATES",
     "SHORTEST",
     "TAKEN_ONCE_SECONDS",
+    "UNOBSERVED",
     "YOUNG",
     "Attempts",
     "Backend",
     "BackendKey",
     "BackendStatistics",
+    "BatchOutcomes",
     "BatchSubmission",
     "Broker",
     "BrokerKey",
@@ -67,6 +72,7 @@ __all__ = [
     "Limiter",
     "LimiterStatistics",
     "MessageFactory",
+    "Operation",
     "OperatorApp",
     "Outage",
     "Outcome",
@@ -81,12 +87,16 @@ __all__ = [
     "RedisConnection",
     "RedisConnector",
     "Rendering",
+    "Request",
     "ResultDocument",
     "Revoker",
+    "Sending",
+    "Steps",
     "SweepSchedule",
     "TaskBuilder",
     "TaskControls",
     "TaskMessage",
+    "Telemetry",
     "Tended",
     "Transport",
     "TransportError",
@@ -104,5 +114,7 @@ __all__ = [
     "ready_responses",
     "resolve",
     "statistics",
+    "steps_of",
+    "telemetry_of",
     "watch",
 ]

@@ -7,10 +7,17 @@ from sandai.op.models import ClientPoolTimeoutError, OperatorError
 from ._broker import Outcome
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
+from ._operations import Sending
 from ._submission import TaskBuilder, TaskControls
 
 #: Tasks that go out together: the operator is at work while the next are prepared.
 CHUNK = 500
+
+
+class BatchOutcomes(list[str | OperatorError]):
+    """Each task's id, or why it was not (surely) queued; ``link`` leads to their span, if any."""
+
+    link: object = None
 
 
 class BatchSubmission:
@@ -31,6 +38,7 @@ class BatchSubmission:
         tasks: object,
         controls: TaskControls,
         first: int = 0,
+        observed: Sending | None = None,
     ) -> None:
         builder.check(controls)
         self._builder = builder
@@ -39,12 +47,16 @@ class BatchSubmission:
         self._tasks = builder.listed(tasks)
         self._controls = controls
         self._first = first
+        self._observed = observed
         self._stopped: OperatorError | None = None
         #: What is to be sent now.
         self.messages: list[TaskMessage] = []
         self._positions: list[int] = []
         #: Each task's id, or why it was not (surely) queued.
-        self.outcomes: list[str | OperatorError] = []
+        self.outcomes = BatchOutcomes()
+        if observed is not None:
+            self.outcomes.link = observed.link
+            observed.counts(len(self._tasks))
 
     @property
     def done(self) -> bool:
@@ -63,17 +75,27 @@ class BatchSubmission:
             return False
         task = self._tasks[position]
         item = self._builder.item(
-            self._factory, self._reply_to, self._first + position, task, self._controls
+            self._factory,
+            self._reply_to,
+            self._first + position,
+            task,
+            self._controls,
+            self._observed,
         )
         if not isinstance(item, TaskMessage):
-            self.outcomes.append(item)
+            self._refuse(item)
         elif self._stopped is not None:
-            self.outcomes.append(self._builder.failure(item, self._stopped))
+            self._refuse(self._builder.failure(item, self._stopped))
         else:
             self.outcomes.append(item.task_id)
             self.messages.append(item)
             self._positions.append(position)
         return True
+
+    def _refuse(self, error: OperatorError) -> None:
+        self.outcomes.append(error)
+        if self._observed is not None:
+            self._observed.refused(error)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """

@@ -13,9 +13,9 @@ from attrs import field, frozen
 
 from sandai.op.models import Priority, protocol, queue_name, redact, task_name
 
+from ._extras import check_extra
 from ._freeze import Frozen, freeze, thaw
 from ._memory import in_process, is_memory
-from ._options_schema import check_library
 from ._serializers import check_serializer, serializer_names
 from ._url import RedisAddress, check_backend_url, check_broker_url
 from ._url_parts import scheme_of
@@ -224,11 +224,6 @@ def resolve(
     else:
         check_broker_url(*url, thaw(broker_options))
         check_backend_url(*backend_url, thaw(backend_options), accepted)
-    own, validated = read(
-        "validate_options", "VALIDATE_OPTIONS", validate_options, as_boolean, False
-    )
-    if validated:
-        check_library(own)
     return Config(
         operator_name=as_name("operator_name", operator_name),
         operator_version=as_name("operator_version", operator_version),
@@ -265,9 +260,9 @@ def resolve(
         cancel_on_timeout=read(
             "cancel_on_timeout", "CANCEL_ON_TIMEOUT", cancel_on_timeout, as_boolean, False
         )[1],
-        validate_options=validated,
-        tracing=read("tracing", "TRACING", tracing, as_boolean, False)[1],
-        metrics=read("metrics", "METRICS", metrics, as_boolean, False)[1],
+        validate_options=read.needing("validate_options", validate_options, extra="schema"),
+        tracing=read.needing("tracing", tracing, extra="otel"),
+        metrics=read.needing("metrics", metrics, extra="otel"),
         shared_transport_scope=read(
             "shared_transport_scope",
             "SHARED_TRANSPORT_SCOPE",
@@ -301,6 +296,13 @@ class _Reader:
         if text := self.env.get(name, "").strip():
             return name, convert(name, text)
         return setting, default
+
+    def needing(self, setting: str, explicit: object, *, extra: str) -> bool:
+        """Return a boolean; where it is true, the library of an *extra* must be there."""
+        name, wanted = self(setting, setting.upper(), explicit, as_boolean, False)
+        if wanted:
+            check_extra(extra, name)
+        return bool(wanted)
 
 
 def _urls(

@@ -37,6 +37,8 @@ class ResultDocument:
     fault: InvalidResultFormatError | None = None
     #: Stored bytes, where they were seen.
     size: int = 0
+    #: How it came, for people: looked up, pushed, or found by a sweep.
+    how: str = "looked up"
 
     @property
     def ready(self) -> bool:

@@ -22,6 +22,11 @@ from sandai.op.models import ClientPoolTimeoutError
 _PURGE_AT = 64
 
 
+#: Told of each caller that had to queue: whose limiter, for how many seconds, and whether it
+#: got a permit in the end. ``None`` as long as nobody measures.
+on_wait: "Callable[[Limiter, float, bool], None] | None" = None
+
+
 class ConnectionOwner(Protocol):
     """Whoever keeps idle connections: the threads' pool, or one event loop's."""
 
@@ -65,9 +70,11 @@ class Limiter:
     it.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, key: Hashable = None) -> None:
         self.name = name
         self.limit = limit
+        #: The sharing key of what it guards.
+        self.key = key
         self._lock = threading.Lock()
         self._free = limit
         self._idle: deque[_Idle] = deque()  # longest idle first
@@ -97,6 +104,8 @@ class Limiter:
             self._purge()
             self._queue.append(_Ticket(owner, future))
             victim = self._pick_victim()
+        if on_wait is not None:
+            self._time(future, on_wait)
         if victim is not None:
             try:
                 victim.owner.evict(victim.connection, self._evicted)
@@ -178,6 +187,14 @@ class Limiter:
         now = self.statistics()
         return ClientPoolTimeoutError(self.name, timeout, self.limit, now.in_use, now.waiting)
 
+    def _time(self, future: "Future[Any]", told: "Callable[[Limiter, float, bool], None]") -> None:
+        began = time.monotonic()
+
+        def over(future: "Future[Any]") -> None:
+            told(self, time.monotonic() - began, not future.cancelled())
+
+        future.add_done_callback(over)
+
     def _leave(self, owner: ConnectionOwner, future: "Future[Any]") -> None:
         # Interrupted while waiting: the place in the queue, or the grant that
         # came at that moment, goes on to the next.
@@ -252,7 +269,7 @@ def limiter_of(key: Hashable, name: str, limit: int) -> Limiter:
     """
     limiter = _limiters.get((key, name))
     if limiter is None or limiter.limit != limit:
-        limiter = _limiters[key, name] = Limiter(name, limit)
+        limiter = _limiters[key, name] = Limiter(name, limit, key)
     return limiter
 
 

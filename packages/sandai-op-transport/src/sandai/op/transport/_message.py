@@ -7,13 +7,16 @@ name once per process; a submission stamps its ids and its body into them.
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import define, evolve, setters
+from attrs import define, evolve, field, setters
 from celery import Celery, signals
 from celery._state import _task_stack, get_current_worker_task
 
 from ._serializers import encode_body
+
+if TYPE_CHECKING:
+    from ._operations import Sending
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _SHOWN_OPTIONS = 200
@@ -41,6 +44,8 @@ class TaskMessage:
     raw_body: tuple[Any, ...]
     #: Counts from 1 where the task may be submitted again if its fate is unknown, else 0.
     attempt: int = 0
+    #: Told what becomes of it, where anybody observes.
+    sending: "Sending | None" = field(default=None, eq=False, repr=False)
 
 
 class MessageFactory:

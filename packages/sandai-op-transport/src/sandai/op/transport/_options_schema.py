@@ -12,15 +12,6 @@ _MOST_SHOWN = 300
 Check = Callable[[Mapping[str, Any]], None]
 
 
-def check_library(setting: str) -> None:
-    """Raise :class:`ConfigurationError` where ``jsonschema`` is not installed."""
-    try:
-        import jsonschema  # noqa: F401  # loaded only where it is asked for
-    except ImportError as error:
-        reason = "needs the jsonschema library: pip install 'sandai-op-client[schema]'"
-        raise ConfigurationError(setting, True, reason) from error
-
-
 def options_check(schema: object) -> Check:
     """
     Return what raises :class:`InvalidTaskError` for options that do not fit *schema*.

@@ -19,6 +19,8 @@ from celery import Celery
 
 from sandai.op.models import ConfigurationError, protocol
 
+from ._steps import Steps
+
 #: Ids in one broadcast; a worker remembers some ten thousand.
 _MOST = 10_000
 #: Seconds in which those who give up at the same time come together.
@@ -44,9 +46,15 @@ class Revoker:
     """
 
     def __init__(
-        self, app: Callable[[], Celery], *, given_up: bool, logger: logging.Logger
+        self,
+        app: Callable[[], Celery],
+        *,
+        given_up: bool,
+        logger: logging.Logger,
+        steps: Steps | None = None,
     ) -> None:
         self._app = app
+        self._steps = steps
         self._given_up = given_up
         self._logger = logger
         self._closed = False
@@ -190,9 +198,10 @@ class Revoker:
 
     def _broadcast(self, job: _Job) -> None:
         for start in range(0, len(job.task_ids), _MOST):
-            self._app().control.revoke(
-                job.task_ids[start : start + _MOST], terminate=job.terminate, signal=job.signal
-            )
+            task_ids = job.task_ids[start : start + _MOST]
+            self._app().control.revoke(task_ids, terminate=job.terminate, signal=job.signal)
+            if self._steps is not None:
+                self._steps.revoked(task_ids, terminate=job.terminate)
 
 
 def _job(

@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sandai.op.models import InvalidTaskError, OperatorError, Priority, protocol, queue_name
 
 from ._config import Config
 from ._errors import TransportError
 from ._message import MessageFactory, TaskMessage
+from ._operations import Request, Sending
 from ._options_schema import Check, options_check
 
 #: The attempt of a task whose id the caller gave: it may not be the first, nor the last.
@@ -66,6 +67,7 @@ class TaskBuilder:
         input_artifacts: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         controls: TaskControls,
+        observed: Request | Sending | None = None,
         task_id: str | None = None,
         *,
         checked: bool = True,
@@ -74,9 +76,11 @@ class TaskBuilder:
         Return the message of a task, its options *checked* where the client wants that.
 
         A task whose *task_id* the caller gives may have been submitted before: where the
-        broker can tell, it is queued once. Raises :class:`InvalidTaskError`,
+        broker can tell, it is queued once. Where the call is *observed*, the message
+        carries the trace. Raises :class:`InvalidTaskError`,
         :class:`InvalidPriorityError` and :class:`ConfigurationError` (the timeout).
         """
+        sending = None if observed is None else observed.sending()
         limit = self.wait_limit(controls.timeout)
         kwargs = protocol.build_kwargs(
             input_artifacts,
@@ -84,10 +88,12 @@ class TaskBuilder:
             deadline=time.time() + limit if limit else None,
             cancel_key=controls.cancel_key or self._config.cancel_key,
             persistent_output=controls.persistent_output,
+            tracing=None if sending is None else sending.carrier,
         )
         if checked and self._check_options is not None:
             self._check_options(kwargs["options"])
-        return self._message(messages, reply_to, kwargs, self._priority(controls), task_id)
+        message = self._message(messages, reply_to, kwargs, self._priority(controls), task_id)
+        return message if sending is None else _told(message, sending)
 
     @staticmethod
     def no_tasks(tasks: object) -> InvalidTaskError:
@@ -116,6 +122,7 @@ class TaskBuilder:
         index: int,
         task: object,
         controls: TaskControls,
+        observed: Sending | None = None,
     ) -> TaskMessage | InvalidTaskError:
         """Return the message of a batch's task at *index*, or why there can be none."""
         try:
@@ -125,7 +132,7 @@ class TaskBuilder:
                     "a pair (input_artifacts, options) was expected, or that and a task_id",
                 )
             task_id = protocol.check_task_id(task[2]) if len(task) == 3 else None
-            return self.task(messages, reply_to, task[0], task[1], controls, task_id)
+            return self.task(messages, reply_to, task[0], task[1], controls, observed, task_id)
         except InvalidTaskError as error:
             return error
 
@@ -135,15 +142,21 @@ class TaskBuilder:
         reply_to: str,
         timeout: float,
         priority: str | None = Priority.LOW,
+        observed: Request | None = None,
     ) -> TaskMessage:
         """Return the message of a probe, which a late operator skips."""
         controls = TaskControls(priority, timeout)
         options = protocol.PROBE_OPTIONS  # which are no operator's own: nothing to check
-        return self.task(messages, reply_to, [], options, controls, checked=False)
+        return self.task(messages, reply_to, [], options, controls, observed, checked=False)
 
-    def description(self, messages: MessageFactory, reply_to: str) -> TaskMessage:
-        """Return the message that asks the operator what it is."""
-        return self._message(messages, reply_to, dict(protocol.DESCRIPTION_KWARGS), Priority.HIGH)
+    def description(
+        self, messages: MessageFactory, reply_to: str, observed: Request | None = None
+    ) -> TaskMessage:
+        """Return the message that asks the operator what it is; it carries no trace."""
+        sending = None if observed is None else observed.sending()
+        kwargs = dict(protocol.DESCRIPTION_KWARGS)
+        message = self._message(messages, reply_to, kwargs, Priority.HIGH)
+        return message if sending is None else _told(message, sending)
 
     def failure(self, message: TaskMessage, outcome: OperatorError) -> OperatorError:
         """Return the caller's error for a message that was not, or not surely, queued."""
@@ -185,3 +198,9 @@ class TaskBuilder:
 def _unlearned(options: Mapping[str, Any]) -> None:
     """Stand in for a check until the schema is known."""
     raise RuntimeError("options are to be checked, and nobody has asked for their schema")
+
+
+def _told(message: TaskMessage, sending: Sending) -> TaskMessage:
+    """Return the message with whom to tell what becomes of it."""
+    sending.holds(message.task_id)
+    return evolve(message, sending=sending)
