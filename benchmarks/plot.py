@@ -1,4 +1,4 @@
-"""The figures as a picture: throughput, latency, and connections against requests."""
+"""The figures as pictures: beside the peers, and against the limits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from measuring import Figures
 from report import LABELS
 from suite import CONTESTANTS, GROWTH
+from tuning import Curves
 
 _COLORS = {"ours": "#1f6f8b", "floor": "#99b2bd", "plain_celery": "#7ba05b", "older": "#c8553d"}
 _THROUGHPUT = ("threads", "client each", "loop", "loops", "batch", "async batch")
@@ -39,6 +40,36 @@ def plot(results: Results, path: Path) -> None:
     _bars(latency, ["p50", "p99"], heights)
     latency.set_title("one caller: latency, ms (less is better)")
     _growth(connections, results)
+    figure.savefig(path, dpi=110)
+
+
+def plot_limits(curves: Curves, measured: str, path: Path) -> None:
+    """Write rates and connections against the size of the pools, as a PNG."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    rates, connections = figure.subplots(1, 2)
+    colors = ("#1f6f8b", "#c8553d", "#7ba05b")
+    highest = 0.0
+    sizes: list[int] = []
+    for (load, by_size), color in zip(curves.items(), colors, strict=True):
+        sizes = list(by_size)
+        found = list(by_size.values())
+        rates.plot(sizes, [one["rate"] for one in found], marker="o", color=color, label=load)
+        most = [one["broker_peak"] + one["backend_peak"] for one in found]
+        connections.plot(sizes, most, marker="o", color=color, label=load)
+        highest = max(highest, *most)
+    allowed = [2 * size for size in sizes]
+    connections.plot(sizes, allowed, color="#9db0b8", linestyle="--", label="both limits")
+    rates.set_title("tasks a second (more is better)")
+    connections.set_title("most connections at a time")
+    connections.set_ylim(top=2 * highest)
+    for axes in (rates, connections):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, sizes)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("broker_pool_limit = backend_pool_limit")
+        axes.legend(fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(measured, x=0.995, ha="right", fontsize=7, color="#666677")
     figure.savefig(path, dpi=110)
 
 

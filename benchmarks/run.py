@@ -27,10 +27,11 @@ from measuring import Figures, Place, measure
 from profiling import profiles
 from report import as_markdown, as_text, tables
 from suite import AT_ONCE, CONTESTANTS, SCENARIOS, SLOW, Operator, Scenario
+from tuning import curves, table
 from verdict import Breach, Limit, Results, breaches, missed_aims, parse, summary, to_repeat
 
 HERE = Path(__file__).parent
-FIGURES, PROFILES = "figures", "profiles"
+FIGURES, PROFILES, LIMITS = "figures", "profiles", "limits"
 """Between marks of these names a page has what was measured."""
 REPEAT_UNTIL = 70.0
 """Seconds into a quick run after which nothing is measured again."""
@@ -95,13 +96,13 @@ def run(arguments: argparse.Namespace, where: Place, chosen: list[Scenario]) -> 
                     continue
                 if contestant not in where.pythons:
                     continue
-                print(f"\r\033[K{scenario.name}: {contestant}", end="", file=sys.stderr)
+                _tell(f"{scenario.name}: {contestant}")
                 rounds[contestant].append(
                     measure(scenario, contestant, requests, arguments.quick, where)
                 )
         if rounds:
             results[scenario.name] = {name: summary(found) for name, found in rounds.items()}
-    print("\r\033[K", end="", file=sys.stderr)
+    _tell("")
     return results
 
 
@@ -135,6 +136,17 @@ def main() -> int:
     if arguments.profile:
         profile(arguments)
         return 0
+    if arguments.limits is not None:
+        missed = tune(arguments)
+    else:
+        missed = compare(arguments)
+    for breach in missed:
+        print(f"not kept: {breach}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def compare(arguments: argparse.Namespace) -> list[Breach]:
+    """Measure the chosen scenarios, and keep what was found; return what was not kept to."""
     chosen = [
         scenario
         for name, scenario in SCENARIOS.items()
@@ -143,9 +155,7 @@ def main() -> int:
     ]
     results, missed = run_and_judge(arguments, chosen)
     _keep(arguments, results)
-    for breach in missed:
-        print(f"not kept: {breach}", file=sys.stderr)
-    return 1 if missed else 0
+    return missed
 
 
 def checked_in_limits() -> list[Limit]:
@@ -162,6 +172,27 @@ def profile(arguments: argparse.Namespace) -> None:
             told.append(f"*{heading}*\n\n{as_markdown(rows)}")
     if arguments.page is not None:
         _put_into(arguments.page, PROFILES, f"{_measured(arguments)}\n\n" + "\n\n".join(told))
+
+
+def tune(arguments: argparse.Namespace) -> list[Breach]:
+    """Say how rates depend on the limits, instead of comparing."""
+    with place(celery=False) as where:
+        found, missed = curves(where, rounds=arguments.rounds, quick=arguments.quick, tell=_tell)
+    _tell("")
+    rows = table(found)
+    print(as_text(rows))
+    if arguments.page is not None:
+        measured = f"{_measured(arguments)[:-1]}, rounds: {arguments.rounds}."
+        _put_into(arguments.page, LIMITS, f"{measured}\n\n{as_markdown(rows)}")
+    from plot import plot_limits
+
+    arguments.limits.parent.mkdir(exist_ok=True)
+    plot_limits(found, _measured(arguments), arguments.limits)
+    return missed
+
+
+def _tell(what: str) -> None:
+    print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
 
 def _keep(arguments: argparse.Namespace, results: Results) -> None:
@@ -228,6 +259,12 @@ def _parse() -> argparse.Namespace:
         help="real workers instead of the light operator; times only",
     )
     add("--profile", action="store_true", help="where the time goes, of ours and of the floor")
+    add(
+        "--limits",
+        type=Path,
+        metavar="PNG",
+        help="how rates depend on the limits, as a picture, instead of all this",
+    )
     add("--json", type=Path, help="a file for the figures")
     add("--plot", type=Path, help="a PNG")
     add("--page", type=Path, help="a page of Markdown to put the table into, between its marks")

@@ -8,7 +8,8 @@ import pytest
 
 from profiling import shares
 from server_view import Connections, count
-from suite import DEFAULT, SCENARIOS
+from suite import DEFAULT, SCENARIOS, Limits
+from tuning import LOADS, scenario, table
 from verdict import (
     Limit,
     Results,
@@ -160,4 +161,18 @@ def test_a_sample_counts_for_the_innermost_part_of_ours() -> None:
         ("transport/_message", 0.25),
         ("the caller, threads, asyncio", pytest.approx(1 / 6)),
         ("floor_threads, call", pytest.approx(1 / 12)),
+    ]
+
+
+def test_rates_against_limits() -> None:
+    """Both pools have the size, half of it is for commands, and a row says what was found."""
+    assert [scenario(*LOADS[0], size).limits for size in (1, 8)] == [
+        Limits(1, 1, 1),
+        Limits(8, 8, 4),
+    ]
+    figures = {"rate": 1234.0, "p99_ms": 5.0, "broker_peak": 1.0, "backend_peak": 2.0}
+    _, *rows = table({"on a loop": {1: figures, 2: figures}})
+    assert rows == [
+        ["on a loop", "1", "1,234", "5.00", "1", "2"],
+        ["", "2", "1,234", "5.00", "1", "2"],
     ]
