@@ -275,9 +275,11 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, default=False)
 def docs(session: nox.Session) -> None:
-    """Build the pages into docs/_build, warnings as errors."""
-    session.install(*group("docs"))
+    """Build the pages into docs/_build, warnings as errors, and run the code on them."""
+    folders = [f"./packages/{name}" for name in DISTRIBUTIONS]
+    session.install(*folders, *group("docs", "integration"))
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+    run(session, "pytest", "tests-integration/test_snippets.py", "tests-integration/test_docs.py")
 
 
 @nox.session(python=OLDEST, default=False)
