@@ -1,4 +1,4 @@
-"""What the pages say of the tests: those that hold a promise are there."""
+"""What the pages say of tests, of settings and of each other is there."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def test_promises_are_held_by_tests_that_exist(page: str) -> None:
     references = list(REFERENCE.finditer((ROOT / f"docs/{page}.md").read_text("utf-8")))
     assert references
     missing = [reference[0] for reference in references if not exists(reference)]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/examples/video_clipper/README.md"]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    """Sphinx looks after the pages of docs/; here are those that it does not build."""
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#:]+)[)#]", path.read_text("utf-8"))
+    missing = [link for link in links if not (path.parent / link).exists()]
     assert not missing, missing
 
 
