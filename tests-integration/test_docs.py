@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sandai.op.transport import ClientArguments
+
 ROOT = Path(__file__).parents[1]
 REFERENCE = re.compile(
     r"`(?:(?P<package>models|transport|client|aio)/)?(?P<file>test_\w+)::(?P<test>\w+)`"
@@ -20,6 +22,14 @@ def test_promises_are_held_by_tests_that_exist(page: str) -> None:
     references = list(REFERENCE.finditer((ROOT / f"docs/{page}.md").read_text("utf-8")))
     assert references
     missing = [reference[0] for reference in references if not exists(reference)]
+    assert not missing, missing
+
+
+def test_every_setting_has_a_row() -> None:
+    """The table of settings, which a page of docs/ includes, has each argument of the clients."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    table = readme.partition("<!-- settings -->")[2].partition("<!-- end of the settings -->")[0]
+    missing = [name for name in ClientArguments.__annotations__ if f"`{name}`" not in table]
     assert not missing, missing
 
 
