@@ -270,3 +270,11 @@ def test_revocations(here: World, log: Log) -> None:
     assert f"task {first.task_id}: revoked" in log.texts
     for handle in (second, third):
         assert log.of(handle.task_id, "revoked, and ended where it runs")["queue"] == QUEUE
+
+
+def test_a_batch_that_is_late(here: World, log: Log) -> None:
+    """Each of its tasks is told of, and what is known of it."""
+    with client_of(here, debug=True) as client:
+        results = client.batch_sync_detailed(numbered(2), timeout=0.05)
+    for result in results:
+        assert log.of(result.task_id, "no result within 0.05 s")["state"] == "queued"
