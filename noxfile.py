@@ -61,6 +61,13 @@ def third_party() -> list[Requirement]:
     return [need for need in map(Requirement, lines) if need.name not in DISTRIBUTIONS]
 
 
+def extras() -> list[Requirement]:
+    """List what the extras of the distributions bring besides."""
+    tables = [project(name).get("optional-dependencies", {}) for name in DISTRIBUTIONS]
+    lines = {line for table in tables for lines in table.values() for line in lines}
+    return [need for need in map(Requirement, sorted(lines)) if need.name not in DISTRIBUTIONS]
+
+
 def lowest(need: Requirement) -> str:
     """Turn ``name>=1.2,<3`` into ``name==1.2``."""
     return f"{need.name}=={next(s.version for s in need.specifier if s.operator == '>=')}"
@@ -84,6 +91,8 @@ def disagreements() -> list[str]:
                     found.append(f"{name} needs {line!r}, not =={version}")
             elif not any(specifier.operator == ">=" for specifier in need.specifier):
                 found.append(f"{name} needs {line!r}, which has no lower bound")
+    if (wanted := sorted(map(str, extras()))) != sorted(group("extras")):
+        found.append(f"the group extras is not {wanted}, which the distributions' extras are")
     return found
 
 
@@ -279,13 +288,15 @@ def docs(session: nox.Session) -> None:
     folders = [f"./packages/{name}" for name in DISTRIBUTIONS]
     session.install(*folders, *group("docs", "integration"))
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build/html", *session.posargs)
-    run(session, "pytest", "tests-integration/test_snippets.py", "tests-integration/test_docs.py")
+    if not CI:  # where the integration tests do it
+        pages = ("snippets", "docs")
+        run(session, "pytest", *[f"tests-integration/test_{name}.py" for name in pages])
 
 
 @nox.session(python=OLDEST, default=False)
 def minimums(session: nox.Session) -> None:
     """Run all the tests on the lowest versions that the distributions admit."""
-    lines = sorted({lowest(need) for need in third_party()})
+    lines = sorted({lowest(need) for need in [*third_party(), *extras()]})
     constraints = Path(session.create_tmp(), "constraints.txt")
     constraints.write_text("\n".join(lines))
     session.log("on %s", ", ".join(lines))
