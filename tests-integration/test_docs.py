@@ -44,6 +44,15 @@ def test_links_lead_somewhere(page: str) -> None:
     assert not missing, missing
 
 
+def test_the_tree_has_every_module() -> None:
+    """The architecture names every module of the distributions, and says what it is."""
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    modules = {path.stem for path in ROOT.glob("packages/*/src/**/*.py")}
+    modules -= {"__init__", "__main__"}
+    assert len(modules) > 100
+    assert not [name for name in sorted(modules) if not re.search(rf"\b{name}\b", page)]
+
+
 def exists(reference: re.Match[str]) -> bool:
     """Look for the test in its file."""
     package = reference["package"]
