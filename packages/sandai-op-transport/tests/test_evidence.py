@@ -2,7 +2,14 @@
 
 import pytest
 
-from sandai.op.transport import Evidence, QueueDepth, ResultDocument, pending
+from sandai.op.transport import (
+    Evidence,
+    QueueDepth,
+    RedisBroker,
+    ResultDocument,
+    pending,
+    resolve,
+)
 
 QUEUES = ("high.x.v1", "low.x.v1")
 
@@ -53,3 +60,11 @@ def test_the_stored_state_is_told() -> None:
     evidence = Evidence(QUEUES)
     evidence.note_documents([pending("t")])
     assert evidence.error("t", 2.0).stored_state == "PENDING"
+
+
+def test_depths_of_what_is_no_redis() -> None:
+    """An answer that is no number is a queue of which nothing is known."""
+    broker = RedisBroker(resolve("op", "v1", env={}).broker_key)
+    [count, nonsense] = broker.depths_in(["a", "b"], [7, b"OK"])
+    assert (count.messages, nonsense.messages) == (7, None)
+    assert nonsense.problem

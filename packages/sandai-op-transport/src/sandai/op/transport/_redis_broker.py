@@ -172,8 +172,10 @@ class RedisBroker:
             if isinstance(reply, ResponseError):
                 refusal = self.connector.failure(reply, maybe_done=False)
                 depths.append(QueueDepth(queue, None, problem=str(refusal)))
+            elif isinstance(reply, int):
+                depths.append(QueueDepth(queue, reply))
             else:
-                depths.append(QueueDepth(queue, int(reply)))
+                depths.append(QueueDepth(queue, None, problem="the answer to LLEN is no number"))
         return depths
 
     def sender(self, owner: object, make: Callable[[], Reader]) -> Reader:
