@@ -280,3 +280,20 @@ async def test_a_stream_checks_options(here: World) -> None:
     ) as client:
         with pytest.raises(TaskTimeoutError):
             await anext(client.map([([], {})], timeout=0.1))
+
+
+@pytest.mark.asyncio
+async def test_one_alone_is_no_list(client: AsyncOperatorClient, operator: FakeOperator) -> None:
+    """A task's id is no list of the ids that its letters are; nor is a handle a list."""
+    handle = await client.async_call([], {})
+    await handle.get(timeout=WAIT)
+    alone: Any
+    for alone in (handle.task_id, handle, None):
+        for call in (client.revoke, client.forget, client.batch_collect):
+            with pytest.raises(InvalidTaskError, match=r"a list of .* was expected"):
+                await call(alone)
+        with pytest.raises(InvalidTaskError, match=r"a list of .* was expected"):
+            client.as_completed(alone)
+    assert operator.world.results() == [handle.task_id]
+    await client.forget([handle.task_id])
+    await until(lambda: not operator.world.size())

@@ -14,6 +14,7 @@ import pytest
 
 from sandai.op.client import OperatorClient, create_client
 from sandai.op.models import (
+    InvalidTaskError,
     OperatorConnectionError,
     TaskCancelledError,
     TaskDeadlineExceededError,
@@ -369,3 +370,17 @@ def test_nothing_of_fifty_thousand_tasks_is_left(here: World) -> None:
         assert not operator.running()
         assert held[1] - held[0] < 200_000
     assert not here.operators
+
+
+def test_one_alone_is_no_list(client: OperatorClient, operator: FakeOperator) -> None:
+    """A task's id is no list of the ids that its letters are; nor is a handle a list."""
+    handle = client.async_call([], {})
+    handle.get(timeout=WAIT)
+    alone: Any
+    for alone in (handle.task_id, handle, None, b"id", {"id": 1}):
+        for call in (client.revoke, client.forget, client.batch_collect, client.as_completed):
+            with pytest.raises(InvalidTaskError, match=r"a list of .* was expected"):
+                call(alone)
+    assert operator.world.results() == [handle.task_id]
+    client.forget([handle.task_id])
+    until_empty(operator.world)

@@ -70,7 +70,8 @@ class BatchCalls:
         :class:`ConfigurationError` for the signal,
         :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
         """
-        await self._results.revoke(map(_id_of, tasks), terminate=terminate, signal=signal)
+        several = protocol.check_several("tasks", tasks, "handles, submissions or task ids")
+        await self._results.revoke(map(_id_of, several), terminate=terminate, signal=signal)
 
     async def forget(self, task_ids: Iterable[str]) -> None:
         """
@@ -79,7 +80,7 @@ class BatchCalls:
         Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`, and
         :class:`InvalidTaskError` for what is no task's id.
         """
-        forgotten = list(task_ids)
+        forgotten = list(protocol.check_several("task_ids", task_ids, "task ids"))
         await self._results.forget(forgotten)
         self._submitter.forget(forgotten)
 
@@ -135,7 +136,8 @@ class BatchCalls:
         deadline = self._results.deadline(timeout)
         reducer, breath = batch.BatchReducer(), Breath()
         links: dict[int, object] = {}  # many share one
-        given: Iterable[object] = submissions
+        what = "what batch_submit() returned"
+        given = protocol.check_several("submissions", submissions, what)
         for number, submission in enumerate(given):
             if not isinstance(submission, AsyncSubmittedTask):
                 kind = type(submission).__name__

@@ -1,9 +1,8 @@
 """The streaming calls: results as they come, of tasks that are out a number at a time."""
 
 from collections.abc import AsyncIterable, Iterable
-from typing import Any
 
-from sandai.op.models import InvalidTaskError, stream
+from sandai.op.models import InvalidTaskError, protocol, stream
 from sandai.op.transport import Config, Revoker, TaskControls
 
 from ._arrivals import Arriving
@@ -97,7 +96,8 @@ class StreamCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         arrivals = stream.Arrivals()
-        given: Iterable[Any] = submissions
+        what = "submissions or handles"
+        given = protocol.check_several("submissions", submissions, what)
         for number, each in enumerate(given):
             match each:
                 case AsyncSubmittedTask():

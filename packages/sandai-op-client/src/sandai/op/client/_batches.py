@@ -9,6 +9,7 @@ from sandai.op.models import (
     LegacyTaskResult,
     OperatorError,
     batch,
+    protocol,
 )
 from sandai.op.transport import UNOBSERVED, Config, Evidence, Revoker, TaskControls, Telemetry
 
@@ -56,7 +57,8 @@ class BatchCalls:
         :class:`OperatorConnectionError` and :class:`ClientPoolTimeoutError`.
         """
         self._results.check_open()
-        self._revoker.revoke(map(_id_of, tasks), terminate=terminate, signal=signal)
+        several = protocol.check_several("tasks", tasks, "handles, submissions or task ids")
+        self._revoker.revoke(map(_id_of, several), terminate=terminate, signal=signal)
 
     def forget(self, task_ids: Iterable[str]) -> None:
         """
@@ -65,7 +67,7 @@ class BatchCalls:
         Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`, and
         :class:`InvalidTaskError` for what is no task's id.
         """
-        forgotten = list(task_ids)
+        forgotten = list(protocol.check_several("task_ids", task_ids, "task ids"))
         self._results.forget(forgotten)
         self._submitter.forget(forgotten)
 
@@ -115,7 +117,8 @@ class BatchCalls:
         deadline = self._results.deadline(timeout)
         reducer = batch.BatchReducer()
         links: dict[int, object] = {}  # many share one
-        given: Iterable[object] = submissions
+        what = "what batch_submit() returned"
+        given = protocol.check_several("submissions", submissions, what)
         for number, submission in enumerate(given):
             if not isinstance(submission, SubmittedTask):
                 kind = type(submission).__name__

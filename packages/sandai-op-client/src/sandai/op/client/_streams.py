@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from sandai.op.models import BatchTaskResult, InvalidTaskError, stream
+from sandai.op.models import BatchTaskResult, InvalidTaskError, protocol, stream
 from sandai.op.transport import Config, Evidence, Revoker, TaskBuilder, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
@@ -88,7 +88,8 @@ class StreamCalls:
         self._results.check_open()
         deadline = self._results.deadline(timeout)
         arrivals = stream.Arrivals()
-        given: Iterable[object] = submissions
+        what = "submissions or handles"
+        given = protocol.check_several("submissions", submissions, what)
         for number, each in enumerate(given):
             match each:
                 case SubmittedTask():

@@ -5,7 +5,7 @@ Nothing here does I/O or knows of threads or loops.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ._errors import (
@@ -80,6 +80,18 @@ def check_task_id(value: object) -> str:
         raise InvalidTaskError("task_id", "must be a task's id, not an empty string")
     if text(value) != value:
         raise InvalidTaskError("task_id", f"{shown(value)} is no text that UTF-8 can encode")
+    return value
+
+
+def check_several(path: str, value: object, expected: str) -> Iterable[Any]:
+    """
+    Return what several things are given as.
+
+    Raises :class:`InvalidTaskError` at *path* for one alone, which a string is, too:
+    *expected* says what was.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidTaskError(path, f"a list of {expected} was expected, not {type_name(value)}")
     return value
 
 
