@@ -84,9 +84,11 @@ class TaskTimeoutError(OperatorError, TimeoutError):
                 )
             case "picked_up":
                 where = f"queue {self.queue} is" if self.queue else "the operator's queues are"
+                never = "" if self.queue else ", or it was never submitted here"
                 return (
                     f": {where} empty: a worker has taken it and is at it, or it was lost (the "
-                    "worker died, the broker was emptied, its result is elsewhere or deleted)"
+                    "worker died, the broker was emptied, its result is elsewhere or "
+                    f"deleted){never}"
                 )
             case "started":
                 return f": a worker is at it, in state {self.stored_state}"
