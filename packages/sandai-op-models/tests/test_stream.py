@@ -57,6 +57,31 @@ def test_a_stream_does_not_just_look(wrong: Any) -> None:
     assert caught.value.setting == "timeout"
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_id_that_is_out_twice(ordered: bool) -> None:
+    """It has one outcome, which fills all of its places; it is watched once."""
+    window = Window(4, ordered)
+    assert add(window, ["a", "a", "b"], 10) == ["a", "b"]
+    assert add(window, ["a"], 20) == []
+    assert window.overdue(15) == ["b"]
+    window.accept("b", TaskResult())
+    window.accept("a", TaskResult())
+    assert sorted(drained(window)) == [0, 1, 2, 3]
+    assert window.empty
+    assert not list(window)
+
+
+def test_an_id_whose_late_result_is_coming() -> None:
+    """Given again meanwhile, it is not watched: the result that comes fills both places."""
+    window = Window(4)
+    add(window, ["a"], 1)
+    window.expire(window.overdue(2), set(), TaskTimeoutError)
+    assert add(window, ["a"], 3) == []
+    window.accept("a", TaskResult())
+    assert drained(window) == [0, 1]
+    assert window.empty
+
+
 def test_results_come_out_as_they_come_in() -> None:
     """Unordered, whoever is done is yielded; the index says which it is."""
     window = Window(3)

@@ -51,16 +51,17 @@ class Window:
     Whoever does the I/O takes :meth:`wanted` tasks from the input, queues them and
     says so to :meth:`add`, gives what comes to :meth:`accept_reply`, sees to what is
     :meth:`overdue`, and yields what :meth:`pop` returns. Results come out as they come
-    in, or with ``ordered`` in the order of the input.
+    in, or with ``ordered`` in the order of the input. A task id that is given again while
+    it is out has one outcome, which fills all of its places.
     """
 
     _size: int
     _ordered: bool = False
     _yielded: int = field(default=0, init=False)
-    #: Those waited for, the oldest first: id -> its index and its deadline.
-    _out: "OrderedDict[str, tuple[int, float]]" = field(factory=OrderedDict, init=False)
+    #: Those waited for, the oldest first: id -> its indexes and its deadline.
+    _out: "OrderedDict[str, tuple[tuple[int, ...], float]]" = field(factory=OrderedDict, init=False)
     #: Those too late for their timeout, whose result is on its way all the same.
-    _coming: dict[str, int] = field(factory=dict, init=False)
+    _coming: dict[str, tuple[int, ...]] = field(factory=dict, init=False)
     _ready: deque[BatchTaskResult] = field(factory=deque, init=False)
     _held: dict[int, BatchTaskResult] = field(factory=dict, init=False)
     _pause: float = field(default=0.0, init=False)
@@ -103,22 +104,27 @@ class Window:
         """
         Note what became of the next tasks: each one's id, or why it is not (surely) queued.
 
-        Returns the ids that are to be waited for, until the *deadline*.
+        Returns the ids that are to be waited for from now on, until the *deadline*. One that
+        is out already is not among them; it is given this deadline, too.
         """
         ids = []
         for each in queued:
             index, self.added = self.added, self.added + 1
             if isinstance(each, Exception):
                 self._done(unsubmitted(index, getattr(each, "task_id", None), each))
+            elif each in self._coming:
+                self._coming[each] += (index,)
             else:
-                self._out[each] = index, deadline
-                ids.append(each)
+                before, _ = self._out.pop(each, ((), 0.0))
+                self._out[each] = (*before, index), deadline
+                if not before:
+                    ids.append(each)
         if any(
             isinstance(each, OperatorConnectionError | ClientPoolTimeoutError) for each in queued
         ):
             self._pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, 2 * self._pause))
             self._paused_until = now + self._pause
-        elif ids:
+        elif any(isinstance(each, str) for each in queued):
             self._pause = 0.0
         return ids
 
@@ -129,9 +135,9 @@ class Window:
 
     def accept(self, task_id: str, outcome: Outcome) -> None:
         """Take a task's outcome; an id not waited for is ignored."""
-        if (index := self._coming.pop(task_id, None)) is None:
-            index, _ = self._out.pop(task_id, (None, 0.0))
-        if index is not None:
+        if (indexes := self._coming.pop(task_id, None)) is None:
+            indexes, _ = self._out.pop(task_id, ((), 0.0))
+        for index in indexes:
             self._done(result_of(index, task_id, outcome))
 
     def overdue(self, now: float) -> list[str]:
@@ -163,7 +169,7 @@ class Window:
 
         *more* says whether the input has more tasks.
         """
-        first = next(iter(self._out.values()), (0, math.inf))[1]
+        first = next(iter(self._out.values()), ((), math.inf))[1]
         room = self.taken - self._yielded < self._size
         return min(first, self._paused_until) if more and room else first
 
