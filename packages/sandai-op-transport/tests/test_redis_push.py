@@ -375,4 +375,15 @@ def test_forgotten_markers_go_with_the_next_write() -> None:
     assert [command[0] for command in write.commands] == ["LPUSH"]
     broker.forget(["mine"])
     [write] = broker.plan(rendered(broker, *messages(1)).items).writes()
-    assert write.commands[1:] == [("DEL", "sandai-op:submitted:mine")]
+    assert write.commands[0] == ("DEL", "sandai-op:submitted:mine")
+    assert write.positions == [[], [0]]
+
+
+def test_what_is_forgotten_can_be_queued_anew() -> None:
+    """Its marker is deleted before it is looked for, though both go in one write."""
+    broker = RedisBroker(CONFIG.broker_key)
+    builder = TaskBuilder(CONFIG)
+    own = builder.task(broker.messages, "", [], {}, TaskControls(), task_id="mine")
+    broker.forget(["mine"])
+    [write] = broker.plan(rendered(broker, own).items).writes()
+    assert [command[0] for command in write.commands] == ["DEL", "EVAL"]

@@ -146,8 +146,8 @@ def test_markers_are_taken_away_with_the_next_write() -> None:
     item = ("queue", b"envelope", "")
     [write] = broker.plan([item]).writes()
     assert write.commands == [
-        ("LPUSH", "queue", b"envelope"),
         ("DEL", f"sandai-op:submitted:{messages[0].task_id}"),
+        ("LPUSH", "queue", b"envelope"),
     ]
     [write] = broker.plan([item]).writes()
     assert len(write.commands) == 1

@@ -77,6 +77,7 @@ class BatchCalls:
         """
         Delete the results of many tasks, and what tells that they were submitted.
 
+        The latter with the client's next submission: from then on their ids are new ones.
         Raises :class:`OperatorConnectionError`, :class:`ClientPoolTimeoutError`, and
         :class:`InvalidTaskError` for what is no task's id.
         """

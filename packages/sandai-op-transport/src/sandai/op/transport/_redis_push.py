@@ -151,8 +151,9 @@ class PushPlan:
         commands = [push.command() for push in pushes]
         positions = [push.positions for push in pushes]
         if forgotten := self._forgotten():
-            commands.append(("DEL", *forgotten))
-            positions.append([])
+            # Before the pushes: one of them may be of a task that was forgotten, to be queued anew.
+            commands.insert(0, ("DEL", *forgotten))
+            positions.insert(0, [])
         return Write(commands, positions)
 
     def _forgotten(self) -> list[str]:
