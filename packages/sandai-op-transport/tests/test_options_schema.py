@@ -141,6 +141,13 @@ def test_values_are_shortened_and_passwords_left_out() -> None:
     path, said = refused(SCHEMA, {"password": "geheim"})
     assert path == "options.password"
     assert "geheim" not in said
+    deep = {"items": {"type": "integer"}, "properties": {"a": {"type": "integer"}}}
+    for value in (["geheim"], {"a": "geheim"}):
+        _, said = refused({"properties": {"password": deep}}, {"password": value})
+        assert "geheim" not in said
+    most = {"prefixItems": [{}], "items": False}
+    _, said = refused({"properties": {"password": most}}, {"password": ["a", "geheim"]})
+    assert said == "does not fit the operator's options_schema (items)"
     _, said = refused({"properties": {"login": {"type": "array"}}}, {"login": {"token": "geheim"}})
     assert "geheim" not in said
 
