@@ -213,6 +213,30 @@ def test_closing_waits_for_what_was_given_up(control: Control, revoker: Revoker)
     assert control.sent.empty()
 
 
+def test_nobody_waits_for_what_comes_after_the_end(
+    revoker: Revoker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks comes before whoever closes in another thread, or is told that it is too late."""
+    put = revoker._jobs.put
+    held: list[bool] = []
+
+    class Jobs:
+        def put(self, item: object) -> None:
+            held.append(revoker._lock.locked())
+            put(item)  # type: ignore[arg-type]  # as it came
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(jobs, name)
+
+    jobs = revoker._jobs
+    monkeypatch.setattr(revoker, "_jobs", Jobs())
+    told = revoker.post(["a"])
+    assert told is not None
+    told.result(WAIT)
+    revoker.drain()
+    assert all(held)
+
+
 def test_a_drain_that_nobody_waits_for(control: Control, revoker: Revoker) -> None:
     """One that is cancelled, as on a loop, does not harm the thread."""
     control.gate.clear()

@@ -92,10 +92,7 @@ class Revoker:
         Those who come together share a broadcast. ``None`` once the client is closed.
         """
         job = _job(task_ids, terminate, signal, Future())
-        if not self._announce():
-            return None
-        self._jobs.put(job)
-        return job.told
+        return job.told if self._announce(job) else None
 
     # Of those who gave up.
 
@@ -135,7 +132,7 @@ class Revoker:
         self._closed = True
         self._jobs.put(Future())
 
-    def _announce(self) -> bool:
+    def _announce(self, job: _Job | None = None) -> bool:
         if self._process != os.getpid():
             # A forked child: the thread, and whoever held the lock, stayed behind.
             self._reset()
@@ -147,6 +144,10 @@ class Revoker:
                 thread.start()
                 self._thread = thread
             self._held += 1
+            if job is not None:
+                # Under the lock: whoever closes in another thread does so before or after that,
+                # and nobody waits for what comes after the end.
+                self._jobs.put(job)
             return True
 
     # The thread.
