@@ -155,8 +155,9 @@ class Streaming:
             await source.close()
 
     async def _when_wanted(self) -> int:
-        while not (wanted := self._window.wanted(time.monotonic())):
-            pause = self._window.wake_at(more=True) - time.monotonic()
+        # One look at the clock for both: a pause that ended in between would have no timer.
+        while not (wanted := self._window.wanted(now := time.monotonic())):
+            pause = self._window.wake_at(more=True) - now
             loop = asyncio.get_running_loop()
             timer = loop.call_later(pause, self._room.set) if 0 < pause < math.inf else None
             try:
