@@ -289,12 +289,16 @@ def test_an_abandoned_revoker_ends(control: Control, revoker: Revoker) -> None:
 def test_a_forked_child_has_a_thread_of_its_own(control: Control, revoker: Revoker) -> None:
     """Whatever the parent held: the child revokes what it gives up itself."""
     assert revoker.hold()
+    parent = os.getpid()
     with revoker._lock:
         child = os.fork()
         if not child:
             try:
                 revoker.give_up(["a"])
                 told = control.sent.get(timeout=WAIT)[0] == ["a"]
+                revoker.let_go(["the parent's"], parent)
+                revoker.give_up(["b"])
+                told &= control.sent.get(timeout=WAIT)[0] == ["b"]
                 os._exit(0 if told else 1)
             finally:
                 os._exit(2)

@@ -1,5 +1,6 @@
 """The streaming calls: results as they come, of tasks that are out a number at a time."""
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
@@ -178,7 +179,7 @@ class _Stream:
         window = self._window
         with self._reader.mailbox() as mailbox:
             hub = self._reader.hub_to_wait_on()
-            held = self._revoker.hold()
+            held, process = self._revoker.hold(), os.getpid()
             try:
                 while self._source.open or not window.empty:
                     self._reader.check_open()
@@ -201,7 +202,7 @@ class _Stream:
                 raise
             finally:
                 if held:
-                    self._revoker.let_go(list(window))
+                    self._revoker.let_go(list(window), process)
                 self._source.close()
         if self._source.error is not None:
             try:

@@ -109,8 +109,15 @@ class Revoker:
             self._logger.warning("tasks given up are not revoked: %s", error)
             return False
 
-    def let_go(self, task_ids: list[str]) -> None:
-        """End what :meth:`hold` began, and have tasks revoked; no lock, no I/O."""
+    def let_go(self, task_ids: list[str], process: int | None = None) -> None:
+        """
+        End what :meth:`hold` began, and have tasks revoked; no lock, no I/O.
+
+        *process* is that of :meth:`hold`, where this may be its forked child: the tasks are
+        the parent's, and so is what was begun.
+        """
+        if process is not None and process != os.getpid():
+            return
         self._jobs.put(_Job(task_ids))
 
     # The end.
