@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -178,6 +179,21 @@ def test_budget_spent(rig: Rig) -> None:
     assert "no free slot" in str(seen.broker_problem) or "no answer" in str(seen.broker_problem)
     stuck.join()
     eventually(lambda: not inspecting(), within=10)
+
+
+def test_workers_are_asked_within_the_budget(rig: Rig) -> None:
+    """Their answers come over a second connection, which counts, and is none of a budget of one."""
+    client = rig.client(broker_pool_limit=2)
+    with ThreadPoolExecutor(1) as thread:
+        inspecting = thread.submit(client.inspect)
+        most = 0
+        while not inspecting.done():
+            most = max(most, rig.broker.open)
+    assert inspecting.result().workers_problem is None
+    assert most <= 2
+    seen = rig.client(broker_pool_limit=1).inspect()
+    assert "broker_pool_limit is 1" in str(seen.workers_problem)
+    assert seen.broker_problem is None
 
 
 def test_long_tasks_are_not_given_to_others(rig: Rig) -> None:

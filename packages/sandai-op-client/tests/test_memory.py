@@ -14,6 +14,7 @@ import pytest
 
 from sandai.op.client import OperatorClient, create_client
 from sandai.op.models import (
+    ConfigurationError,
     InvalidTaskError,
     OperatorConnectionError,
     TaskCancelledError,
@@ -384,3 +385,5 @@ def test_one_alone_is_no_list(client: OperatorClient, operator: FakeOperator) ->
     assert operator.world.results() == [handle.task_id]
     client.forget([handle.task_id])
     until_empty(operator.world)
+    with pytest.raises(ConfigurationError, match="signal"):
+        handle.revoke(terminate=True, signal="TERM")

@@ -9,7 +9,7 @@ from sandai.op.transport import testing
 
 EXPORTS = """
     Attempts Backend BackendKey BackendStatistics BatchOutcomes BatchSubmission Broker BrokerKey
-    BrokerStatistics Changes client_app ClientArguments close_in_child Command Config
+    BrokerStatistics Changes check_signal client_app ClientArguments close_in_child Command Config
     ConfiguredClient ConnectionPool DEFAULT_TIMEOUT DEFAULT_URL DocumentDecoder Evidence Health
     HubStatistics IDLE_SECONDS inspect Inspection interrupted Item last_reply Limiter
     LimiterStatistics LOOK_SECONDS MessageFactory MESSAGES_PER_WRITE MOST_LOOKED_AT Operation

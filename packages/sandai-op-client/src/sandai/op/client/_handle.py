@@ -12,7 +12,7 @@ from celery.result import AsyncResult, result_from_tuple
 from celery.utils.time import maybe_iso8601
 from vine import barrier
 
-from sandai.op.transport import READY_STATES, ResultDocument
+from sandai.op.transport import READY_STATES, ResultDocument, check_signal
 
 if TYPE_CHECKING:
     from ._results import ResultReader
@@ -140,9 +140,12 @@ class OperatorAsyncResult(AsyncResult):  # type: ignore[misc]  # Celery is untyp
         Whoever waits for it gets :class:`TaskCancelledError`, when a worker comes to
         it. With *terminate* it is sent *signal* (``"SIGTERM"``) if it runs, where the
         workers are processes (``-P prefork``). With *wait* the workers' answers are
-        waited for, *timeout* seconds (1). Raises :class:`OperatorConnectionError` and
+        waited for, *timeout* seconds (1). Raises :class:`ConfigurationError` for what
+        is no signal, :class:`OperatorConnectionError` and
         :class:`ClientPoolTimeoutError`.
         """
+        if signal is not None:
+            check_signal(signal)
         answers = super().revoke(connection, terminate, signal, wait, timeout)
         self.backend.revoked(self.task_id, terminate=terminate)
         return answers

@@ -54,7 +54,8 @@ class StreamCalls:
         once what is out by then has been yielded.
 
         When the consumer stops (``break``, ``close()``, an exception), nothing more is
-        read or waited for, and *tasks* is closed if it is a generator.
+        read or waited for, and *tasks* is closed if it is a generator; one that was never
+        begun is left alone.
 
         The call itself raises :class:`ConfigurationError`,
         :class:`InvalidPriorityError` and :class:`InvalidTaskError` for its arguments;

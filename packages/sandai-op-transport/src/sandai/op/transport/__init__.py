@@ -26,7 +26,7 @@ from ._redis_backend import RedisBackend
 from ._redis_broker import RedisBroker
 from ._redis_push import MESSAGES_PER_WRITE, TAKEN_ONCE_SECONDS, Item, Rendering, interrupted
 from ._registry import Transport, TransportStatistics, statistics
-from ._revoking import Revoker
+from ._revoking import Revoker, check_signal
 from ._settings import ClientArguments, ConfiguredClient
 from ._steps import Steps, steps_of
 from ._submission import TaskBuilder, TaskControls
@@ -104,6 +104,7 @@ __all__ = [
     "Waiter",
     "WaiterTable",
     "Worker",
+    "check_signal",
     "client_app",
     "close_in_child",
     "inspect",

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -12,9 +13,11 @@ from sandai.op.models import OperatorError, protocol, redact
 
 from ._broker import QueueDepth
 from ._config import Config
+from ._errors import TransportError
 from ._inspection import Inspection, Worker
 from ._message import new_id
 from ._registry import Transport
+from ._url import is_redis
 from ._values import as_positive_duration
 
 #: Seconds of silence after which no more workers are expected to answer, at most.
@@ -46,12 +49,13 @@ def inspect(
 
     def ask_workers() -> None:
         # One question for both: who answers is alive, and says what it consumes.
-        make_app().control.broadcast(
-            "active_queues",
-            reply=True,
-            timeout=min(_SILENCE, timeout / 2),
-            callback=lambda answer: workers.update(_consumed(answer, set(queues.values()))),
-        )
+        with _to_listen(config, transport, patience):
+            make_app().control.broadcast(
+                "active_queues",
+                reply=True,
+                timeout=min(_SILENCE, timeout / 2),
+                callback=lambda answer: workers.update(_consumed(answer, set(queues.values()))),
+            )
 
     def ask_backend() -> None:
         transport.backend.look([new_id()], acquire_timeout=patience)
@@ -74,6 +78,17 @@ def inspect(
         workers_problem=problems.get("workers"),
         backend_problem=problems.get("backend"),
     )
+
+
+def _to_listen(
+    config: Config, transport: Transport, patience: float
+) -> AbstractContextManager[None]:
+    """Hold the permit of the second connection that kombu listens on, on Redis."""
+    if not is_redis(config.broker_url):
+        return nullcontext()
+    if config.broker_pool_limit == 1:
+        raise TransportError("workers are asked over two connections: broker_pool_limit is 1")
+    return transport.broker.permit(patience)
 
 
 def _ask(

@@ -212,14 +212,19 @@ class Revoker:
                 self._steps.revoked(task_ids, terminate=job.terminate)
 
 
+def check_signal(signal: object) -> None:
+    """Raise :class:`ConfigurationError` unless it is the name of a signal."""
+    if signal not in list(Signals.__members__):
+        raise ConfigurationError("signal", signal, "must be a signal's name, like 'SIGTERM'")
+
+
 def _job(
     task_ids: Iterable[object],
     terminate: bool,
     signal: str,
     told: "Future[None] | None" = None,
 ) -> _Job:
-    if signal not in list(Signals.__members__):
-        raise ConfigurationError("signal", signal, "must be a signal's name, like 'SIGTERM'")
+    check_signal(signal)
     ids = list(dict.fromkeys(protocol.check_task_id(task_id) for task_id in task_ids))
     return _Job(ids, bool(terminate), signal, told)
 
