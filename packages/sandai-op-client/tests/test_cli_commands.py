@@ -242,6 +242,9 @@ def test_batch_in_a_pipe(
         (["{here}", "-o", "no/such/folder/out"], "no/such/folder/out"),
         (["{here}", "-o", "{here}"], "--output is the file of the tasks"),
         (["{here}", "-o", "out", "--ledger", "./out"], "--ledger is a file of its own"),
+        (["{here}", "-o", "out", "--ledger", "folder/../in", "--force"], "--ledger is a file"),
+        (["{here}", "-o", "out", "--ledger", "link", "--force"], "--ledger is a file of its own"),
+        (["{here}", "-o", "out", "--ledger", "hard", "--resume"], "--ledger is a file of its own"),
         (["{here}", "-o", "out", "--retry-failed"], "--retry-failed goes with --resume"),
         (["{here}", "-o", "out", "--resume", "--force"], "--force starts over"),
         (["-", "-o", "out", "--resume"], "--resume needs files"),
@@ -261,10 +264,14 @@ def test_batches_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     here = tmp_path / "in"
     here.write_text("{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(here)
+    (tmp_path / "hard").hardlink_to(here)
     done = command("batch", *DEAD, *(each.format(here=here) for each in arguments))
     assert done.code == Exit.USAGE
     assert said in done.err
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "folder", "link", "hard"}
+    assert here.read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["run", "ping", "queues"])

@@ -304,9 +304,11 @@ def test_failed_lines_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """They are done once more, under new ids, and the output has their last result alone."""
     bench = Bench(tmp_path)
     bench.run(monkeypatch)
+    (others := tmp_path / "out.jsonl.tmp").write_text("somebody's")
     assert bench.run(monkeypatch) == 0
     first = {record["line"]: record for record in bench.records()}
     assert bench.run(monkeypatch, retry_failed=True)
+    assert others.read_text() == "somebody's"
     assert bench.server.lines == Counter(ASKED) + Counter([3])
     second = {record["line"]: record for record in bench.records()}
     assert len(bench.records()) == len(EXPECTED)

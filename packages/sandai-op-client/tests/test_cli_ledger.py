@@ -110,6 +110,26 @@ def test_files_of_others(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == ""
 
 
+@pytest.mark.parametrize("text", ["no newline", "a line\nand no newline", "\n"])
+def test_no_ledger_at_all(tmp_path: Path, text: str) -> None:
+    """A file that --ledger names by mistake stays as it is."""
+    wanted = files(tmp_path)
+    wanted.ledger.write_text(text)
+    with pytest.raises(LedgerError, match="first line"):
+        wanted.resume(HEADER)
+    assert wanted.ledger.read_text() == text
+
+
+def test_no_output_of_a_batch(tmp_path: Path) -> None:
+    """A file that --output names by mistake stays as it is."""
+    wanted = files(tmp_path)
+    wanted.begin(HEADER, force=False).close()
+    wanted.output.write_text("a line\nand no newline")
+    with pytest.raises(LedgerError, match="line 1 of the output"):
+        wanted.resume(HEADER)
+    assert wanted.output.read_text() == "a line\nand no newline"
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [

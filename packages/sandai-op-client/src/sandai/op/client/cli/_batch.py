@@ -109,6 +109,13 @@ def _is_file(name: str) -> bool:
     return name != STANDARD and (Path(name).is_file() or not Path(name).exists())
 
 
+def _same(one: Path, other: Path) -> bool:
+    """Return whether two names lead to one file, which need not be there yet."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
 @frozen
 class _Ways:
     """Where the results go to, and what is known of where the tasks come from."""
@@ -137,10 +144,11 @@ class _Ways:
         path = Path(results)
         if not (_is_file(tasks) and _is_file(results)):
             return cls(without_ledger(path, force=force), path)
-        if path.exists() and path.samefile(tasks):
+        if _same(path, Path(tasks)):
             raise click.UsageError("--output is the file of the tasks: name another one")
         files = Files(path, Path(ledger or f"{results}.ledger"))
-        if files.ledger.absolute() in (path.absolute(), Path(tasks).absolute()):
+        # By what the names lead to: a ledger is written to, and emptied by --force.
+        if _same(files.ledger, path) or _same(files.ledger, Path(tasks)):
             raise click.UsageError("--ledger is a file of its own: name another one")
         survey = Survey.of(Path(tasks))
         header = Header(target.name, target.version, survey.size, survey.sha256)

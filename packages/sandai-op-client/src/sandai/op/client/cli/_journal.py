@@ -113,13 +113,13 @@ class Files:
             return self.begin(header, force=True)
         with ExitStack() as stack:
             ledger = _opened(self.ledger, stack)
+            self._check(header)  # before anything is cut off: it may be no ledger at all
             if not _repair(ledger):
                 # Killed before its first line was whole: nothing was sent.
                 _write(ledger, header.line())
-            self._check(header)
             output = _opened(self.output, stack)
-            size = _repair(output)  # before it is read
-            journal = Journal(output, ledger, self._account(), size)
+            account = self._account()
+            journal = Journal(output, ledger, account, _repair(output))
             stack.pop_all()
         return journal
 
@@ -132,7 +132,7 @@ class Files:
         if not journal.account.replaced:
             return
         output = self.output.resolve()  # not a link to it
-        rewritten = output.with_name(f"{output.name}.tmp")
+        rewritten = output.with_name(f"{output.name}.ledger.tmp")
         with output.open("rb") as old, rewritten.open("wb") as new:
             new.writelines(line for line in old if journal.account.replaces(line))
             new.flush()
@@ -147,7 +147,10 @@ class Files:
 
     def _check(self, header: Header) -> None:
         with self.ledger.open("rb") as ledger:
-            found = Header.parse(ledger.readline())
+            line = ledger.readline(_CHUNK)
+        if header.line().startswith(line) and not line.endswith(b"\n"):
+            return  # torn, and that of this batch as far as it goes
+        found = Header.parse(line)
         if (found.operator, found.version) != (header.operator, header.version):
             raise LedgerError(
                 f"{self.ledger} is of a batch for {found.operator} {found.version}, "
@@ -164,7 +167,9 @@ class Files:
         account = Account()
         forgotten = _ledger.last_forgotten(self._records())
         with self.output.open("rb") as output:
-            account.read_output(output, forgotten)
+            # What is torn is cut off next.
+            whole = (line for line in output if line.endswith(b"\n"))
+            account.read_output(whole, forgotten)
         account.read_ledger(self._records())
         return account
 
