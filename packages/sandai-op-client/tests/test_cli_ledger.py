@@ -188,6 +188,7 @@ def test_a_line() -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"[1]", "an object was expected"),
+        (b'{"options": {"n": NaN}}', "not JSON: NaN"),
         (b'{"option": {}}', "'option': use artifacts, options, id"),
     ],
 )

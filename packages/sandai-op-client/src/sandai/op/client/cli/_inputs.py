@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ._json import no_constant
+
 _SLOT = re.compile(r"[A-Za-z_][\w.\-]*\Z")
 _EXAMPLE = '{"uri": "s3://bucket/a.mp4", "slot": "video"}'
 
@@ -68,13 +70,9 @@ def options_of(pairs: Iterable[str], document: str | None) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """Return what JSON makes of a text, and the text itself where it is none."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError):
         return text
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _document(text: str) -> dict[str, Any]:
@@ -96,6 +94,6 @@ def _document(text: str) -> dict[str, Any]:
 
 def _parsed(option: str, text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{option}: not JSON: {error}") from None

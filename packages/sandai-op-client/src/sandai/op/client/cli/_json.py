@@ -22,6 +22,11 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def no_constant(name: str) -> Any:
+    """Refuse what Python's parser takes and JSON has not: NaN, Infinity."""
+    raise ValueError(f"{name} is no JSON")
+
+
 def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value

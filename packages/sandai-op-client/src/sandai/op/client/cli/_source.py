@@ -10,6 +10,8 @@ from attrs import frozen
 
 from sandai.op.models import InvalidTaskError
 
+from ._json import no_constant
+
 _KEYS = ("artifacts", "options", "id")
 
 
@@ -56,7 +58,7 @@ def wanted_lines(file: BinaryIO | Iterable[bytes]) -> Iterator[tuple[int, bytes]
 def parse(number: int, line: bytes) -> Wanted:
     """Read a line: ``{"artifacts": […], "options": {…}, "id": …}``, each of them optional."""
     try:
-        told = json.loads(line)
+        told = json.loads(line, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         return _wrong(number, None, f"is not JSON: {error}")
     if not isinstance(told, dict):
