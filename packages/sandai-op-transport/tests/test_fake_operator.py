@@ -211,6 +211,17 @@ def test_any_other_exception_fails_the_task(caller: Caller, start: Start) -> Non
     assert 'raise ValueError("broken", 42)' in found.meta["traceback"]
 
 
+def test_a_reply_that_makes_no_sense_fails_the_task(caller: Caller, start: Start) -> None:
+    """The caller hears of it, and the next task is answered."""
+    operator = start(concurrency=1)
+    wrong: Any = "soon"
+    for reply in (lambda _: Reply(delay=wrong), lambda _: Reply(times=wrong)):
+        operator.replies(reply)
+        found = caller.pushed(caller.submit())
+        assert found.meta["result"]["exc_type"] == "ValueError"
+    assert caller.answer({"n": 1})["results"] == {"n": 1}
+
+
 def test_a_raw_reply_that_cannot_be_encoded_fails_the_task(caller: Caller, start: Start) -> None:
     """A worker that cannot encode a result fails its task, and so does this."""
     start(lambda _: {"status": "success", "results": {"object": object()}})
@@ -449,12 +460,23 @@ def test_a_closed_operator_takes_nothing(caller: Caller, start: Start, here: Wor
     assert [task.task_id for task in here.queued("normal.clipper.v1")] == [task_id]
     start()
     caller.pushed(task_id)
+    with pytest.raises(RuntimeError, match="closed: make another one"):
+        operator.start()
 
 
-def test_what_is_late_when_the_operator_closes_is_lost(caller: Caller, start: Start) -> None:
+def test_an_operator_that_could_do_nothing(here: World) -> None:
+    """It is refused, not started to let tasks wait for good."""
+    with pytest.raises(ValueError, match="concurrency=0"):
+        FakeOperator("clipper", "v1", url=here.url, concurrency=0)
+
+
+@pytest.mark.parametrize("seconds", [3600, float("inf")])
+def test_what_is_late_when_the_operator_closes_is_lost(
+    caller: Caller, start: Start, seconds: float
+) -> None:
     """Closing does not wait for a late reply, nor does it come early."""
     operator = start()
-    operator.replies(Reply.late(3600))
+    operator.replies(Reply.late(seconds))
     task_id = caller.submit()
     operator.wait_for(1)
     operator.close()

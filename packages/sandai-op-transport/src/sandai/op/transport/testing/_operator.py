@@ -48,7 +48,8 @@ class FakeOperator:
 
     Descriptions, probes, late and cancelled tasks are answered without the handler.
     *concurrency* tasks run at once; results expire after *result_expires* seconds. The last
-    *remember* tasks are kept for :attr:`tasks`.
+    *remember* tasks are kept for :attr:`tasks`. Raises ``ValueError`` for a concurrency
+    below 1, and :class:`ConfigurationError` for a *url* that is no ``memory://``.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class FakeOperator:
         result_expires: float = 86_400,
         remember: int = 1000,
     ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency={concurrency}: at least 1 task must run at a time")
         self.name = name
         self.version = version
         self.world = world(url)
@@ -131,7 +134,13 @@ class FakeOperator:
         self._results.write(task, payload, published=publish)
 
     def start(self) -> Self:
-        """Begin to take tasks; entering the ``with`` block does it."""
+        """
+        Begin to take tasks; entering the ``with`` block does it.
+
+        Raises ``RuntimeError`` once it is closed.
+        """
+        if self._closing.is_set():
+            raise RuntimeError(f"{self!r} is closed: make another one")
         if self._threads:
             return self
         with self.world.lock:
@@ -259,12 +268,13 @@ class FakeOperator:
             self._results.write(task, self._results.payload(task, meta, "STARTED"))
         try:
             answer = self.answer(task)
+            reply = answer if isinstance(answer, Reply) else Reply(answer)
+            # An infinite delay is more than a lock can wait for.
+            if reply.delay and self._closing.wait(min(reply.delay, threading.TIMEOUT_MAX)):
+                reply = Reply.lost()  # as with a worker that is stopped meanwhile
         except BaseException as error:  # pytest.fail(), too: the caller hears of it
             self._finish(task, self._results.payload(task, error))
             return
-        reply = answer if isinstance(answer, Reply) else Reply(answer)
-        if reply.delay and self._closing.wait(reply.delay):
-            reply = Reply.lost()  # as with a worker that is stopped meanwhile
         self._finish(task, self._results.payload(task, reply.value, reply.state), reply)
 
     def _finish(self, task: FakeTask, payload: bytes, reply: Reply = _PLAIN) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 @frozen
@@ -13,16 +13,17 @@ class Reply:
     ``value`` is what a handler may return: a ``TaskResult``, an ``OperatorDescription``,
     ``None`` (success without results), or a raw envelope of any shape. An exception is
     raised. ``delay`` is seconds. ``state`` is stored in place of SUCCESS, as it is.
+    Raises ``ValueError`` or ``TypeError`` for a delay or a count that is no number.
     """
 
     value: Any = None
-    delay: float = 0.0
+    delay: float = field(default=0.0, converter=float)
     state: str | None = None
     #: Whether the result's key is written, and whether it is published.
     stored: bool = True
     published: bool = True
     #: How often.
-    times: int = 1
+    times: int = field(default=1, converter=int)
 
     @classmethod
     def late(cls, seconds: float, value: Any = None) -> "Reply":
