@@ -158,6 +158,12 @@ def test_ping_and_probe(command: Command, operator: list[str]) -> None:
     assert "ok understood" in command("probe", *operator).out
 
 
+def test_health_without_a_limit(command: Command, operator: list[str]) -> None:
+    """A variable that takes the limit from tasks does not take the time from a probe."""
+    for name in ("ping", "probe", "queues"):
+        assert command(name, *operator, "--timeout", "0").code == 0
+
+
 def test_batch(command: Command, operator: list[str], tmp_path: Path) -> None:
     """A file in, a file out; then resumed, then its failure again."""
     tasks, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -251,6 +257,7 @@ def test_batch_in_a_pipe(
         (["{here}", "-o", "/dev/null", "--resume"], "--resume needs files"),
         (["{here}"], "--output"),
         (["{here}", "-o", "out", "--max-in-flight", "0"], "--max-in-flight"),
+        (["{here}", "-o", "out", "--patience", "nan"], "--patience"),
     ],
 )
 def test_batches_that_cannot_be(
@@ -336,7 +343,13 @@ def test_variables_that_cannot_be(command: Command, monkeypatch: pytest.MonkeyPa
 
 def test_usage(command: Command) -> None:
     """No such command, flag or argument."""
-    for arguments in (["nap"], ["run"], ["run", "a", "v1", "--nap"], ["run", "a", "v1", "-o", "x"]):
+    for arguments in (
+        ["nap"],
+        ["run"],
+        ["run", "a", "v1", "--nap"],
+        ["run", "a", "v1", "-o", "x"],
+        ["queues", "a", "v1", "--watch", "inf"],
+    ):
         assert command(*arguments).code == Exit.USAGE
         done = command(*arguments, "--json")
         assert done.document["error"]["type"] == "UsageError"

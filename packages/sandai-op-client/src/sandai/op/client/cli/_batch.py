@@ -17,6 +17,7 @@ from ._journal import Files, Journal, to_stdout, without_ledger
 from ._ledger import Header
 from ._output import Output
 from ._progress import Count, Meter, shown
+from ._settings import Seconds
 from ._signals import Terminated, give_way
 from ._source import Survey, wanted_lines
 
@@ -45,7 +46,7 @@ _CODES = {
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=60.0,
     show_default=True,
     help="Seconds to wait for a broker that is away, before the batch stops.",

@@ -11,8 +11,10 @@ from sandai.op.transport import TransportError
 from ._commands import Failure, Finished, Target, operator_command
 from ._errors import Exit
 from ._output import Output
+from ._settings import Seconds
 
 _PATIENCE = 30.0
+#: Where no timeout is given, or 0: a variable says that for tasks.
 _PROBE = 10.0
 
 
@@ -48,7 +50,7 @@ def ping(target: Target, output: Output) -> None:
 
     Waits for no worker, and leaves nothing behind. Asks for --timeout seconds, 10 unless told.
     """
-    timeout = _PROBE if target.timeout is None else target.timeout
+    timeout = target.timeout or _PROBE
     with target.client() as client:
         try:
             client._submitter.ping(timeout)
@@ -75,7 +77,7 @@ def probe(target: Target, output: Output) -> None:
     Exits with 0 if it does, else with 1, and tells which step failed. Waits for --timeout
     seconds, 10 unless told.
     """
-    timeout = _PROBE if target.timeout is None else target.timeout
+    timeout = target.timeout or _PROBE
     with target.client() as client, output.waiting(f"probing {target.name} {target.version}"):
         found = client.probe(timeout)
     healthy = found.submit_ok and found.retrieval_ok and found.response_ok
@@ -110,7 +112,7 @@ def probe(target: Target, output: Output) -> None:
 
 
 @operator_command
-@click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Again and again.")
+@click.option("--watch", type=Seconds(min=0.1), metavar="SECONDS", help="Again and again.")
 def queues(target: Target, output: Output, watch: float | None) -> None:
     """
     Tell how many messages wait in each queue.
@@ -127,7 +129,7 @@ def queues(target: Target, output: Output, watch: float | None) -> None:
 
 def _tell_depths(target: Target, client: OperatorClient, output: Output) -> None:
     names, config = client.queue_names, client.config
-    patience = _PROBE if target.timeout is None else target.timeout
+    patience = target.timeout or _PROBE
     try:
         depths = client._transport.broker.depths(
             list(names.values()),

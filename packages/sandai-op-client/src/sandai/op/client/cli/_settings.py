@@ -1,6 +1,7 @@
 """The client's settings as flags of every command: one table, from which all else is made."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,19 @@ class JsonObject(Kind):
         if not isinstance(parsed, dict):
             self.fail('a JSON object was expected, like {"socket_timeout": 5}', param, ctx)
         return parsed
+
+
+class Seconds(click.FloatRange):
+    """A finite number of seconds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse what nobody can wait for."""
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 @frozen
