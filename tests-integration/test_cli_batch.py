@@ -210,7 +210,7 @@ def test_a_full_disk(server: LocalRedis, tmp_path: Path) -> None:
             timeout=TIMEOUT,
             check=False,
         )
-        assert done.returncode == 1
+        assert done.returncode == 74
         assert "File too large" in done.stderr
         assert "--resume" in done.stderr
         assert 0 < batch.recorded() < 500

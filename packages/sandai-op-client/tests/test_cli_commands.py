@@ -475,6 +475,35 @@ def test_whoever_read_has_gone(world: World, operator: list[str]) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">/dev/full", Exit.UNWRITABLE, "cannot be written: [Errno 28]"),
+        (">&-", Exit.UNWRITABLE, "the standard output is closed"),
+        ("2>/dev/full", Exit.UNWRITABLE, ""),
+        ("2>&-", Exit.NO_CONNECTION, ""),
+        ("<&-", Exit.NO_CONNECTION, "Error: operator nobody v1"),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_streams_that_take_nothing(redirected: str, code: Exit, said: str) -> None:
+    """Told where that can be, and by the code; never as a bug."""
+    command = [sys.executable, "-W", "error", "-m", "sandai.op.client", "ping", *DEAD]
+    if redirected.startswith(">"):
+        command.append("--json")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirected}', "-", *command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_dumped() -> None:
     """JSON is as it was, in every script, and moves no cursor."""
     value = {"text": "\u4f60\u597d \u00fc \x1b[2J \x9b \u202e \ud800 \U0001f600"}

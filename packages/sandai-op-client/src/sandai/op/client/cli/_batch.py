@@ -23,7 +23,6 @@ from ._source import Survey, wanted_lines
 
 STANDARD = "-"
 _CODES = {
-    "done": Exit.OK,
     "interrupted": Exit.INTERRUPTED,
     "terminated": Exit.TERMINATED,
 }
@@ -168,7 +167,7 @@ def _perform(
 ) -> None:
     account = ways.journal.account
     meter = Meter.of(account, ways.total)
-    ended, cause = "done", None
+    ended, cause, code = "done", None, Exit.OK
     try:
         with shown(meter, quiet=quiet) as told:
             BatchRun(client, ways.journal, plan, told).run(wanted_lines(source))
@@ -177,14 +176,15 @@ def _perform(
     except (KeyboardInterrupt, Terminated) as signal:
         give_way()
         ended = "interrupted" if isinstance(signal, KeyboardInterrupt) else "terminated"
+        code = _CODES[ended]
     except Stopped as stopped:
         ended, cause = "stopped", stopped.__cause__
+        code = Exit.FAILED if cause is None else code_of(cause)
     except OSError as error:
         if isinstance(error, OperatorError | BrokenPipeError):
             raise
-        ended, cause = "stopped", error  # a full disk
+        ended, cause, code = "stopped", error, Exit.UNWRITABLE  # a full disk
     _report(ways, meter.count(), output, ended, cause)
-    code = _CODES[ended] if cause is None else code_of(cause)
     if code is Exit.OK and account.failures:
         code = Exit.FAILED
     if code is not Exit.OK:

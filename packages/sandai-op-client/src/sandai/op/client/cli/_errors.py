@@ -33,6 +33,7 @@ class Exit(IntEnum):
     NOT_UNDERSTOOD = 5
     CANCELLED = 6
     BUG = 70
+    UNWRITABLE = 74
     INTERRUPTED = 130
     CLOSED_PIPE = 141
     TERMINATED = 143
@@ -47,6 +48,7 @@ MEANINGS = {
     Exit.NOT_UNDERSTOOD: "the operator's answer was not understood",
     Exit.CANCELLED: "the task was cancelled",
     Exit.BUG: "a bug in this command",
+    Exit.UNWRITABLE: "the output cannot be written, as on a full disk",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.CLOSED_PIPE: "whoever read the output has gone",
     Exit.TERMINATED: "terminated (SIGTERM)",

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 import rich  # noqa: F401  # which some commands need in the midst of their work
@@ -16,7 +17,7 @@ from ._commands import Failure, Finished
 from ._doctor import doctor
 from ._errors import MEANINGS, Exit, code_of, described
 from ._health import desc, ping, probe, queues
-from ._output import Output
+from ._output import Output, Unwritable
 from ._run import run as run_command
 
 _CODES = "\n".join(f"  {code.value:<4} {meaning}" for code, meaning in MEANINGS.items())
@@ -46,11 +47,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # Whatever a command prints: before its flags are parsed, errors must know.
     output = Output(as_json="--json" in arguments)
     _signals.catch()
-    stdout = sys.stdout
+    closed = _open_what_is_closed()
+    if "stdout" in closed:
+        output.note("Error: the standard output is closed", colour="red")
+        return Exit.UNWRITABLE
+    stdout, code = sys.stdout, Exit.CLOSED_PIPE
     try:
         return _run(arguments, output)
     except BrokenPipeError:
         pass
+    except Unwritable as error:
+        code = Exit.UNWRITABLE
+        with suppress(Unwritable, BrokenPipeError):
+            output.note(f"Error: the output cannot be written: {error.__cause__}", colour="red")
     except SystemExit:
         if sys.stdout is stdout:
             raise
@@ -58,7 +67,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = stdout
     # The interpreter would flush once more.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return Exit.CLOSED_PIPE
+    return code
+
+
+def _open_what_is_closed() -> list[str]:
+    """Put something in the place of standard streams that are closed; return which those are."""
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        nothing = os.open(os.devnull, os.O_RDWR)  # for good
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, os.fdopen(nothing, mode, encoding="utf-8", closefd=False))
+    return closed
 
 
 def _run(arguments: Sequence[str], output: Output) -> int:
@@ -75,7 +94,7 @@ def _run(arguments: Sequence[str], output: Output) -> int:
         return _failed(failure, output)
     except OperatorError as error:
         return _failed(Failure(error, {}), output)
-    except BrokenPipeError:
+    except (BrokenPipeError, Unwritable):
         raise
     except (KeyboardInterrupt, click.Abort):
         return _ended(output, Exit.INTERRUPTED, "interrupted")

@@ -37,6 +37,10 @@ def width_of(stream: Any) -> int | None:
         return None
 
 
+class Unwritable(Exception):
+    """The standard output takes nothing; its cause says why."""
+
+
 @frozen
 class Output:
     """One command's way of saying things."""
@@ -112,5 +116,10 @@ def _write(stream: Any, text: str) -> None:
     # In whatever the terminal can show.
     encoding = stream.encoding or "utf-8"
     shown = text.encode(encoding, "backslashreplace").decode(encoding)
-    stream.write(f"{shown}\n")
-    stream.flush()
+    try:
+        stream.write(f"{shown}\n")
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unwritable from error
