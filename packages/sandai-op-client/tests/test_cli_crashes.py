@@ -375,3 +375,29 @@ def test_results_that_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.Monk
     bench.server.undeletable = 0
     assert bench.run(monkeypatch)
     bench.check()
+
+
+class Forgetful(FakeClient):
+    """Its first submission is queued, and nobody says so until the server has forgotten it."""
+
+    def map(self, tasks: Iterator[Any], *, max_in_flight: int) -> Iterator[BatchTaskResult]:
+        for index, (_, options, task_id) in enumerate(tasks):
+            self.server.submit(task_id, options)
+            if self.server.takes_once:
+                self.server.takes_once = False
+                error = OperatorConnectionError("o", "v", "away", task_id)
+                yield BatchTaskResult(index, task_id, False, error=error)
+            else:
+                yield self._result(index, task_id)
+
+
+def test_a_task_in_doubt_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the broker may have forgotten that it took a task, it is not given that again."""
+    server = Server()
+    monkeypatch.setattr(_batch_run, "TAKEN_ONCE_SECONDS", 0)
+    journal = Files(tmp_path / "out", tmp_path / "ledger").resume(HEADER)
+    client = cast("OperatorClient", Forgetful(server))
+    BatchRun(client, journal, Plan(), lambda _: None).run(wanted_lines(LINES))
+    journal.close()
+    assert server.lines == Counter(ASKED)
+    assert not journal.account.pending

@@ -388,11 +388,10 @@ def test_what_came_while_nobody_asked_is_there(client: OperatorClient) -> None:
 def test_what_is_no_submission(client: OperatorClient) -> None:
     """It is refused at the call, and named."""
     wrong: list[Any] = [None, "id", [client.attach("id"), 7]]
-    for submissions in wrong[1:]:
-        with pytest.raises(InvalidTaskError, match=r"submissions\["):
+    for submissions in wrong:
+        with pytest.raises(InvalidTaskError) as caught:
             client.as_completed(submissions)
-    with pytest.raises(TypeError):
-        client.as_completed(wrong[0])
+        assert caught.value.path.startswith("submissions")
     with pytest.raises(ConfigurationError):
         client.as_completed([], timeout=-1)
     client.close()

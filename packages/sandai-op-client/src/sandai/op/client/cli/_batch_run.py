@@ -90,6 +90,8 @@ class BatchRun:
     _again: deque[Out] = field(factory=deque, init=False)
     #: Tasks that may be queued, and may not be submitted again.
     _in_doubt: list[Out] = field(factory=list, init=False)
+    #: Those that were in doubt once: what fails later may have been queued before.
+    _doubtful: set[str] = field(factory=set, init=False)
     _forgettable: list[str] = field(factory=list, init=False)
     _enough: int = field(factory=lambda: _TOGETHER, init=False)
     _forgot_at: float = field(factory=time.monotonic, init=False)
@@ -146,8 +148,7 @@ class BatchRun:
 
     def _resumed(self, wanted: Wanted, sent: Sent) -> Iterator[Out]:
         out = Out(wanted, sent.attempt, sent.task_id, sent.time)
-        age = time.time() - sent.time
-        if self._plan.taken_once and 0 <= age < TAKEN_ONCE_SECONDS - _MARGIN:
+        if self._is_taken_once(out):
             yield out
         elif self._plan.kept:
             self._in_doubt.append(out)
@@ -164,6 +165,7 @@ class BatchRun:
             self._failed(out, result, error)
             return
         self._failing_since = None
+        self._doubtful.discard(out.task_id)
         self._record(out.wanted, out.attempt, out.task_id, result.artifacts, result.results, error)
         if self._plan.forget and result.submitted and not isinstance(error, TaskTimeoutError):
             self._forgettable.append(out.task_id)
@@ -174,7 +176,9 @@ class BatchRun:
 
     def _failed(self, out: Out, result: BatchTaskResult, error: OperatorError) -> None:
         """Keep a task that could not be submitted, for when the broker is back."""
-        if result.task_id is None or self._plan.taken_once:
+        if result.task_id is not None:
+            self._doubtful.add(out.task_id)
+        if out.task_id not in self._doubtful or self._is_taken_once(out):
             self._again.append(out)
         else:
             self._in_doubt.append(out)
@@ -184,6 +188,11 @@ class BatchRun:
         elif now - self._failing_since > self._plan.patience:
             raise Stopped from error
         self._told(error)
+
+    def _is_taken_once(self, out: Out) -> bool:
+        """Return whether the broker still knows whether it has taken this task."""
+        age = time.time() - out.sent
+        return self._plan.taken_once and 0 <= age < TAKEN_ONCE_SECONDS - _MARGIN
 
     def _attach(self) -> None:
         """Wait for the tasks that are in doubt, for as long as they may still be worked on."""
