@@ -97,7 +97,7 @@ class Child:
         self._process.stdin.close()
         code = self._process.wait(20)
         said = self._errors.read_text("utf-8", "replace")
-        if code or "Exception ignored" in said:
+        if code or "Exception ignored" in said or "Exception in thread" in said:
             return f"the program ended with {code}:\n{said}"
         return ""
 
@@ -204,7 +204,7 @@ class Runner:
                 self.environment[name] = value
         elif words[0] in RUN:
             done = subprocess.run(
-                ["bash", "-c", text],
+                ["bash", "-o", "pipefail", "-c", text],
                 cwd=self._folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
