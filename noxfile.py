@@ -239,7 +239,7 @@ def tests_integration(session: nox.Session) -> None:
     session.install(*[f"./packages/{name}" for name in DISTRIBUTIONS], *group("integration"))
     changed_by_python = [
         *sorted(glob("tests-integration/test_aio*.py")),
-        *(f"tests-integration/test_{name}.py" for name in ("calls", "forks")),
+        *(f"tests-integration/test_{name}.py" for name in ("forks", "in_process")),
     ]
     run_integration(session, *([] if session.python == OLDEST else changed_by_python))
 
