@@ -189,6 +189,7 @@ def test_workers_are_asked_within_the_budget(rig: Rig) -> None:
         most = 0
         while not inspecting.done():
             most = max(most, rig.broker.open)
+            time.sleep(0.005)
     assert inspecting.result().workers_problem is None
     assert most <= 2
     seen = rig.client(broker_pool_limit=1).inspect()
