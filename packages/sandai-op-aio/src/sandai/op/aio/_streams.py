@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, Iterable
 
-from sandai.op.models import InvalidTaskError, protocol, stream
+from sandai.op.models import stream
 from sandai.op.transport import Config, Revoker, TaskControls
 
 from ._arrivals import Arriving
@@ -95,19 +95,7 @@ class StreamCalls:
         """
         self._results.check_open()
         deadline = self._results.deadline(timeout)
-        arrivals = stream.Arrivals()
-        what = "submissions or handles"
-        given = protocol.check_several("submissions", submissions, what)
-        for number, each in enumerate(given):
-            match each:
-                case AsyncSubmittedTask():
-                    arrivals.expect(each.index, each.task_id, each.error)
-                case AsyncTaskHandle():
-                    arrivals.expect(number, each.task_id, None)
-                case _:
-                    kind = type(each).__name__
-                    reason = f"a submission or a handle was expected, not {kind}"
-                    raise InvalidTaskError(f"submissions[{number}]", reason)
+        arrivals = stream.Arrivals.of(submissions, AsyncSubmittedTask, AsyncTaskHandle)
         work = Arriving(
             self._results,
             self._revoker,

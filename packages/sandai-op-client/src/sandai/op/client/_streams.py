@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from sandai.op.models import BatchTaskResult, InvalidTaskError, protocol, stream
+from sandai.op.models import BatchTaskResult, stream
 from sandai.op.transport import Config, Evidence, Revoker, TaskBuilder, TaskControls
 
 from ._handle import OperatorAsyncResult, SubmittedTask
@@ -89,19 +89,7 @@ class StreamCalls:
         """
         self._results.check_open()
         deadline = self._results.deadline(timeout)
-        arrivals = stream.Arrivals()
-        what = "submissions or handles"
-        given = protocol.check_several("submissions", submissions, what)
-        for number, each in enumerate(given):
-            match each:
-                case SubmittedTask():
-                    arrivals.expect(each.index, each.task_id, each.error)
-                case OperatorAsyncResult():
-                    arrivals.expect(number, each.task_id, None)
-                case _:
-                    kind = type(each).__name__
-                    reason = f"a submission or a handle was expected, not {kind}"
-                    raise InvalidTaskError(f"submissions[{number}]", reason)
+        arrivals = stream.Arrivals.of(submissions, SubmittedTask, OperatorAsyncResult)
         return self._arriving(arrivals, self._results.wait_limit(timeout), deadline)
 
     def _arriving(self, arrivals: stream.Arrivals, limit: float | None, deadline: float) -> Results:

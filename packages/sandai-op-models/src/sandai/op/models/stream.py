@@ -7,13 +7,20 @@ Nothing here does I/O or knows of threads or loops. Times are of ``time.monotoni
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
 
 from attrs import define, field
 
-from ._errors import ClientPoolTimeoutError, ConfigurationError, OperatorConnectionError
+from ._errors import (
+    ClientPoolTimeoutError,
+    ConfigurationError,
+    InvalidTaskError,
+    OperatorConnectionError,
+)
 from ._results import BatchTaskResult
+from ._text import type_name
 from .batch import Outcome, outcome_of, result_of, unsubmitted
-from .protocol import check_timeout
+from .protocol import check_several, check_timeout
 
 #: Tasks that are taken from the input, and queued, together at most.
 MOST = 500
@@ -200,6 +207,25 @@ class Arrivals:
     _waiting: dict[str, tuple[int, ...]] = field(factory=dict, init=False)
     #: The results of what was not, or not certainly, submitted.
     failed: deque[BatchTaskResult] = field(factory=deque, init=False)
+
+    @classmethod
+    def of(cls, submissions: object, submission: type[Any], handle: type[Any]) -> "Arrivals":
+        """
+        Return the places of what was submitted: *submission* and *handle* are its two kinds.
+
+        Raises :class:`InvalidTaskError` for what is neither.
+        """
+        arrivals = cls()
+        given = check_several("submissions", submissions, "submissions or handles")
+        for number, each in enumerate(given):
+            if isinstance(each, submission):
+                arrivals.expect(each.index, each.task_id, each.error)
+            elif isinstance(each, handle):
+                arrivals.expect(number, each.task_id, None)
+            else:
+                reason = f"a submission or a handle was expected, not {type_name(each)}"
+                raise InvalidTaskError(f"submissions[{number}]", reason)
+        return arrivals
 
     def __iter__(self) -> Iterator[str]:
         """Yield the ids still waited for."""
