@@ -126,9 +126,7 @@ class Window:
                 self._out[each] = (*before, index), deadline
                 if not before:
                     ids.append(each)
-        if any(
-            isinstance(each, OperatorConnectionError | ClientPoolTimeoutError) for each in queued
-        ):
+        if any(isinstance(each, _BROKER_FAILED) for each in queued):
             self._pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, 2 * self._pause))
             self._paused_until = now + self._pause
         elif any(isinstance(each, str) for each in queued):
